@@ -1,0 +1,85 @@
+"""What a run reads: the dataset, the views cut from it, their intensities and their augmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from training_backend.config.model import ConfigModel, ui
+
+
+class IntensityConfig(ConfigModel):
+    """How stored values become network input; saved with the weights, so prediction cannot differ."""
+
+    profile: Literal["auto", "window", "percentile", "zscore", "identity"] = "auto"
+    """auto: window for CT, percentile otherwise. window: [low, high] to [0, 1]. percentile: [low, high] per cent of
+    the volume's body to [0, 1]. zscore: zero mean, unit variance over the body. identity: as stored."""
+    low: float | None = None
+    """Lower bound: HU for window (-1200 as TANGERINE when empty), per cent for percentile (0.5 when empty)."""
+    high: float | None = None
+    """Upper bound: HU for window (800 when empty), per cent for percentile (99.5 when empty)."""
+
+
+class AugmentConfig(ConfigModel):
+    """Random changes of a training view; probabilities per view, drawn from (seed, epoch, case, view)."""
+
+    flip: tuple[float, float, float] = (0.0, 0.2, 0.2)
+    """Probability of a flip along (z, y, x); TANGERINE flips y and x with 0.2."""
+    rotate: float = Field(0.0, ge=0, le=1)
+    """Probability of a rotation by up to `rotate_deg` about each axis."""
+    rotate_deg: float = Field(15.0, ge=0, le=180, json_schema_extra=ui(unit="°", advanced=True))
+    """Largest rotation angle."""
+    scale: float = Field(0.0, ge=0, le=1)
+    """Probability of an isotropic zoom by a factor within 1 ± `scale_range`."""
+    scale_range: float = Field(0.2, ge=0, lt=1, json_schema_extra=ui(advanced=True))
+    """Half width of the zoom range."""
+    noise: float = Field(0.0, ge=0, le=1)
+    """Probability of Gaussian noise with a standard deviation drawn from U(0, 0.1)."""
+    smooth: float = Field(0.0, ge=0, le=1)
+    """Probability of Gaussian smoothing with a sigma per axis drawn from U(0.5, 1) voxels."""
+    contrast: float = Field(0.0, ge=0, le=1)
+    """Probability of a gamma change with an exponent drawn from U(0.75, 1.25)."""
+
+
+class DataConfig(ConfigModel):
+    """The dataset and the views that training cuts from it."""
+
+    dataset: Path = Field(Path("."), json_schema_extra=ui(widget="dataset"))
+    """Folder made by ``med3dssl data ingest``."""
+    contrasts: tuple[str, ...] = ()
+    """Contrasts stacked as input channels, in this order; empty means the first image of each case."""
+    view: Literal["crop", "volume"] = "crop"
+    """crop: random boxes of `size` voxels. volume: the whole body resampled to `size` voxels."""
+    size: tuple[int, int, int] = (96, 96, 96)
+    """Voxels of one view along (z, y, x)."""
+    keep_aspect: bool = True
+    """With whole volumes: keep proportions and pad. Off stretches every axis, as TANGERINE's helper does."""
+    crops_per_volume: int = Field(2, ge=1, json_schema_extra=ui(advanced=True))
+    """Crops cut from a volume each time it is opened."""
+    foreground: float = Field(0.5, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Share of crops centred on a labelled voxel when labels are used, or on the body otherwise."""
+    train_cases: int | None = Field(None, ge=1)
+    """Use only this many training cases (chosen by the seed); empty uses all."""
+    intensity: IntensityConfig = IntensityConfig()
+    augment: AugmentConfig = AugmentConfig()
+    workers: int | None = Field(None, ge=0, json_schema_extra=ui(advanced=True))
+    """Loader processes; empty chooses from the processors. Batches do not depend on it."""
+
+
+class IngestConfig(ConfigModel):
+    """How files become a dataset's store."""
+
+    spacing_mm: tuple[float, float, float] | None = None
+    """Millimetres along (z, y, x) that every volume is resampled to; empty keeps each volume's own."""
+    crop_body: bool = True
+    """Store only the box around the body (plus 8 voxels); predictions are put back onto the file's grid."""
+    splits: tuple[float, float, float] = (0.8, 0.2, 0.0)
+    """Shares of subjects in train, val and test when the source gives no split."""
+    seed: int = 0
+    """Seed of the subject-level split."""
+    workers: int | None = Field(None, ge=0)
+    """Reading processes; empty chooses from the processors."""
+    max_voxels: int = 2_000_000_000
+    """A header that claims more voxels than this is quarantined before anything is allocated."""

@@ -1,0 +1,61 @@
+"""The one tree that describes a run: what is learnt, from what, and how."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from training_backend.config.data import DataConfig
+from training_backend.config.engine import EngineConfig, OptimConfig
+from training_backend.config.model import ConfigModel, ui
+
+
+class MethodConfig(ConfigModel):
+    """Settings of a self-supervised method; each method's own model extends this one."""
+
+    name: str
+    """Registered name of the method."""
+
+
+class TaskConfig(ConfigModel):
+    """Settings of a downstream task; each task's own model extends this one."""
+
+    name: str
+    """Registered name of the task."""
+
+
+class RunConfig(ConfigModel):
+    """Everything needed to repeat a run, written as ``config.yaml`` into its directory."""
+
+    kind: Literal["pretrain", "finetune"] = Field("pretrain", json_schema_extra=ui(hidden=True))
+    """pretrain learns an encoder without labels; finetune puts a task on an encoder."""
+    preset: str = Field("custom", json_schema_extra=ui(hidden=True))
+    """The preset that the settings started from."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Every random choice of the run is a function of this number."""
+    weights: str = Field("", json_schema_extra=ui(widget="weights"))
+    """Start from a run directory, a weights file, or ``zoo:NAME``; empty starts from random weights."""
+    method: SerializeAsAny[MethodConfig]
+    """The self-supervised method; for fine-tuning, the method whose encoder is used."""
+    task: SerializeAsAny[TaskConfig] | None = None
+    """The downstream task of a fine-tuning run."""
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @field_validator("method", "task", mode="before")
+    @classmethod
+    def _resolve(cls, value: Any, info: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        from training_backend.config.registry import method, task
+
+        find = method if info.field_name == "method" else task
+        return find(str(value.get("name", ""))).config.parse(value, where=info.field_name)
+
+    @model_validator(mode="after")
+    def _kind_matches(self) -> RunConfig:
+        if (self.kind == "finetune") != (self.task is not None):
+            raise ValueError("a fine-tuning run needs a task and a pre-training run has none")
+        return self

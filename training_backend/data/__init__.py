@@ -1,0 +1,1 @@
+"""Volumes: reading, writing, datasets, the store, views and augmentation."""

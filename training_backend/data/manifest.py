@@ -1,0 +1,92 @@
+"""A dataset on disk: ``dataset.json`` (its facts) and ``manifest.jsonl`` (one case per line).
+
+A case is one imaging session of one subject: one or more co-registered contrasts, at most one label map, at most one
+target and one report. Paths are relative to the dataset's folder, or to `DatasetInfo.root` for files left in place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from training_backend.config.model import ConfigModel
+
+Split = Literal["train", "val", "test", "unlabelled"]
+
+
+class ImageRecord(ConfigModel):
+    """One contrast of a case, or its label map."""
+
+    path: str
+    """Source file, relative to the root of the dataset."""
+    contrast: str = "image"
+    """Name shared across cases: "CT", "T1", "PD"."""
+    key: str = ""
+    """Array inside the file, for .h5 and .npz, or series for DICOM folders."""
+    modality: str = "unknown"
+    shape: tuple[int, int, int] | None = None
+    """Canonical (z, y, x) voxels."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Canonical (z, y, x) millimetres."""
+    sha256: str = ""
+    """Of the source file; empty until ingest."""
+
+
+class CaseRecord(ConfigModel):
+    """One case of a dataset."""
+
+    id: str
+    """Unique within the dataset; file-safe."""
+    subject: str
+    """Subjects never cross splits."""
+    session: str = ""
+    split: Split = "train"
+    images: tuple[ImageRecord, ...] = ()
+    label: ImageRecord | None = None
+    target: tuple[float, ...] | None = None
+    """Class index, class vector (multi-label) or value (regression) of the whole case."""
+    report: str = ""
+    """Report text; never copied into logs, events or checkpoints."""
+    excluded: bool = False
+    """Left out by the user; kept in the manifest."""
+    problems: tuple[str, ...] = ()
+    """Sentences found by the checks that do not forbid using the case."""
+    store: dict[str, Any] = Field(default_factory=dict)
+    """Filled by ingest: geometry of the stored grid, start of the body box, intensity statistics per image."""
+
+
+class ClassEntry(ConfigModel):
+    """One row of the class table."""
+
+    index: int
+    name: str
+    colour: str
+    """#rrggbb."""
+
+
+class DatasetInfo(ConfigModel):
+    """Facts of a dataset, in ``dataset.json``."""
+
+    schema_version: int = 1
+    name: str
+    layout: str = ""
+    """What the source was recognised as: "folder", "paired", "msd", "nnunet", "bids", "monai", "csv", "ua-mt", "dicom"."""
+    root: str = "."
+    """Folder of the source files, relative to the dataset's folder when below it."""
+    contrasts: tuple[str, ...] = ()
+    classes: tuple[ClassEntry, ...] = ()
+    target_names: tuple[str, ...] = ()
+    spacing_mm: tuple[float, float, float] | None = None
+    """Spacing of the store, or None where each case keeps its own."""
+
+
+def dataset_folder(path: Path) -> Path:
+    """`path` if it holds a dataset, else a `DataError` that says what to do."""
+    from training_backend.errors import DataError
+
+    folder = Path(path)
+    if not (folder / "dataset.json").is_file():
+        raise DataError(f"{folder} is not a dataset: it has no dataset.json.", "Make one with: med3dssl data ingest.")
+    return folder

@@ -1,0 +1,130 @@
+"""The run directory: the only contract between a training process and everyone else.
+
+::
+
+    run.json      schema, id, kind, name, state, reason, pid, pid_created, host, created, started, ended, versions
+    config.yaml   the RunConfig that runs
+    events.jsonl  see `events`
+    log.txt       standard output and error of the process
+    error.json    category, sentence, hint, traceback; only after a failure
+    heartbeat     touched every few seconds while the process lives
+    control/      empty files as requests: stop, pause, save, preview; removed when obeyed
+    checkpoints/  step_00000100/ ... each a verified directory; best.json and latest.json name one of them
+    previews/     step_00000100/ preview.json + NAME.npy
+    predictions/  validation predictions of the best model as label volumes, with cases.json
+    model.safetensors, card.json   the result
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training_backend.config import RunConfig
+from training_backend.engine.files import write_json, write_text
+from training_backend.errors import RunError
+
+SCHEMA = 1
+REQUESTS = ("stop", "pause", "save", "preview")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths and small files of one run; holds no state of its own."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, name: str = "") -> RunDirectory:
+        """New run in state "queued"; refuses a folder that already holds one."""
+        run = cls(Path(path))
+        if run.record_path.exists():
+            raise RunError(f"{path} already holds a run.", "Choose another folder, or resume it.")
+        run.control.mkdir(parents=True, exist_ok=True)
+        write_text(run.config_path, config.to_yaml())
+        write_json(
+            run.record_path,
+            {
+                "schema": SCHEMA,
+                "id": run.path.name,
+                "name": name or run.path.name,
+                "kind": config.kind,
+                "method": config.method.name,
+                "task": config.task.name if config.task else None,
+                "state": "queued",
+                "reason": "",
+                "host": socket.gethostname(),
+                "created": time.time(),
+            },
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Existing run, or a `RunError` that says what is missing."""
+        run = cls(Path(path))
+        if not run.record_path.is_file():
+            raise RunError(f"{path} is not a run directory: it has no run.json.")
+        return run
+
+    record_path = property(lambda self: self.path / "run.json")
+    config_path = property(lambda self: self.path / "config.yaml")
+    events_path = property(lambda self: self.path / "events.jsonl")
+    log_path = property(lambda self: self.path / "log.txt")
+    error_path = property(lambda self: self.path / "error.json")
+    heartbeat = property(lambda self: self.path / "heartbeat")
+    control = property(lambda self: self.path / "control")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    previews = property(lambda self: self.path / "previews")
+    predictions = property(lambda self: self.path / "predictions")
+    model_path = property(lambda self: self.path / "model.safetensors")
+    card_path = property(lambda self: self.path / "card.json")
+
+    def record(self) -> dict[str, Any]:
+        """Contents of ``run.json``."""
+        try:
+            value: dict[str, Any] = json.loads(self.record_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"The record of run {self.path.name} cannot be read: {error}") from error
+        return value
+
+    def update(self, **values: Any) -> None:
+        """Change keys of ``run.json`` atomically."""
+        write_json(self.record_path, {**self.record(), **values})
+
+    def config(self) -> RunConfig:
+        """The configuration that runs."""
+        return RunConfig.load(self.config_path)
+
+    def request(self, what: str) -> None:
+        """Ask the run to stop, pause, save or preview; withdrawing "pause" resumes."""
+        if what not in REQUESTS:
+            raise RunError(f"A run can be asked to {', '.join(REQUESTS)}; {what!r} is none of these.")
+        self.control.mkdir(exist_ok=True)
+        (self.control / what).touch()
+
+    def withdraw(self, what: str) -> None:
+        """Take a request back; no error if it is not there."""
+        (self.control / what).unlink(missing_ok=True)
+
+    def requested(self, what: str) -> bool:
+        """Whether a request stands."""
+        return (self.control / what).exists()
+
+    def beat(self) -> None:
+        """Say that the process lives."""
+        self.heartbeat.touch()
+        os.utime(self.heartbeat)
+
+    def error(self) -> dict[str, Any] | None:
+        """Contents of ``error.json``, or None."""
+        try:
+            value: dict[str, Any] = json.loads(self.error_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return value

@@ -1,0 +1,1 @@
+"""Metrics, sliding windows and probes."""

@@ -1,0 +1,1 @@
+"""Runs as seen from outside: start, list, watch, stop, resume."""

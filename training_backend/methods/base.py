@@ -1,0 +1,148 @@
+"""What a self-supervised method is to the rest of the project: one frozen object per file, no class hierarchy.
+
+A method's file imports torch only inside its functions, so the viewer can read its config model, presets and card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor, nn
+
+    from training_backend.config import MethodConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader must know about a method before using it."""
+
+    title: str
+    summary: str
+    paper: str
+    url: str
+    weights_licence: str
+    """Licence of the authors' published weights."""
+
+
+@dataclass
+class Batch:
+    """What the loader hands to a method or a task; tensors already on the device and intensity-normalised.
+
+    Shapes: `volume` [B, C, D, H, W] float; `labels` [B, D, H, W] int64 or None, 255 where unlabelled; `target` [B] or
+    [B, K] or None; `padding` [B, D, H, W] bool or None, true where the view reaches outside the scan.
+    """
+
+    volume: Tensor
+    case_ids: Sequence[str]
+    labels: Tensor | None = None
+    target: Tensor | None = None
+    padding: Tensor | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class StepOutput:
+    """Loss to differentiate (a scalar tensor) and further scalars to plot."""
+
+    loss: Tensor
+    scalars: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreviewArray:
+    """A picture for the viewer, on the grid of the network input.
+
+    Attributes:
+        name: layer name, e.g. "reconstruction".
+        array: (z, y, x), or (z, y, x, 3) for role "rgb".
+        role: "image", "labels", "heatmap", "error", "mask" or "rgb".
+        voxels: input voxels covered by one element along (z, y, x): (1, 1, 1) for images, the patch size for tokens.
+        limits: contrast limits, or None for the data's own.
+        classes: class names by label value, for role "labels".
+    """
+
+    name: str
+    array: npt.NDArray[Any]
+    role: str
+    voxels: tuple[int, int, int] = (1, 1, 1)
+    limits: tuple[float, float] | None = None
+    classes: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Features of a batch.
+
+    Attributes:
+        tokens: [B, L, E] patch tokens of the last block in raster order (d, h, w), without final norm.
+        grid: tokens along (d, h, w), L = product.
+        summary: [B, E] class token, or None for encoders without one.
+        hidden: [B, L, E] patch tokens after each block asked for.
+        pyramid: feature maps [B, C, d, h, w] from fine to coarse, for hierarchical encoders.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int, int]
+    summary: Tensor | None = None
+    hidden: tuple[Tensor, ...] = ()
+    pyramid: tuple[Tensor, ...] = ()
+
+
+class Encoder(Protocol):
+    """What tasks and the Explore panel need from any pre-trained network (an ``nn.Module``)."""
+
+    width: int
+    """Channels E of a token."""
+    depth: int
+    """Number of blocks."""
+    in_channels: int
+    patch_size: tuple[int, int, int]
+    """Voxels of one token along (z, y, x)."""
+
+    def encode(self, volume: Tensor, hidden: Sequence[int] = ()) -> EncoderOutput:
+        """Features of `volume` [B, C, D, H, W]; any D, H, W divisible by the patch. `hidden` are block indices."""
+        ...
+
+    def layer_id(self, parameter: str) -> int:
+        """Depth of a parameter for layer-wise decay: 0 embeddings, i + 1 block i, depth + 1 anything later."""
+        ...
+
+    def attention(self, volume: Tensor, block: int) -> Tensor:
+        """Attention of the class token (or of the token mean) to patches at `block`: [B, heads, d, h, w]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A self-supervised method; from this object follow form, flags, docs page, smoke test and preview layers.
+
+    Attributes:
+        name: registered name, e.g. "mae3d".
+        config: the method's settings model, a `MethodConfig` whose `name` defaults to `name`.
+        card: paper, licence, one-line summary.
+        presets: preset name to nested overrides of a `RunConfig` (``{"method": {...}, "data": {...}, ...}``); has
+            "tiny", "small", "base" and "published".
+        build: network with its initial weights for a run (reads `run.method` and `run.data.size`); uses torch's
+            global generator, which the caller has seeded.
+        training_step: loss of a batch; all its randomness from the generator (on the CPU).
+        preview: pictures of what the network does with one view [1, C, D, H, W].
+        encoder: the encoder of a built network, sharing its weights.
+        encoder_config: network of the same encoder without the pre-training heads, for fine-tuning.
+        family: name of the importer in `weights.families` for the authors' checkpoints.
+    """
+
+    name: str
+    config: type[MethodConfig]
+    card: Card
+    presets: Mapping[str, Mapping[str, Any]]
+    build: Callable[[RunConfig], nn.Module]
+    training_step: Callable[[nn.Module, Batch, torch.Generator], StepOutput]
+    preview: Callable[[nn.Module, Tensor, Mapping[str, Any], torch.Generator], list[PreviewArray]]
+    encoder: Callable[[nn.Module], Encoder]
+    build_encoder: Callable[[RunConfig], Encoder]
+    family: str

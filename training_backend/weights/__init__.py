@@ -1,0 +1,1 @@
+"""Safe loading, import and export of weights."""
