@@ -132,7 +132,7 @@ class Method:
         training_step: loss of a batch; all its randomness from the generator (on the CPU).
         preview: pictures of what the network does with one view [1, C, D, H, W].
         encoder: the encoder of a built network, sharing its weights.
-        encoder_config: network of the same encoder without the pre-training heads, for fine-tuning.
+        build_encoder: the same encoder without the pre-training heads, for fine-tuning.
         family: name of the importer in `weights.families` for the authors' checkpoints.
     """
 

@@ -10,11 +10,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
     from torch import Tensor, nn
 
     from training_backend.config import RunConfig, TaskConfig
     from training_backend.methods.base import Batch, Encoder, StepOutput
+
+
+Progress = Callable[[float], bool]
+"""Told the share done (0..1); answers whether to go on."""
+
+
+class Cancelled(Exception):
+    """Raised inside long work after its progress function answered False."""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Prediction and truth of one case: label volumes (z, y, x), or class probabilities / values [K] and target [K]."""
+
+    case_id: str
+    prediction: npt.NDArray[Any]
+    truth: npt.NDArray[Any]
+    spacing_mm: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -29,9 +48,10 @@ class Task:
         presets: preset name to nested overrides of a `RunConfig`.
         build: network = encoder plus head.
         training_step: loss of a batch; randomness only from the generator (on the CPU).
-        forward: raw output (logits or values) of a batch of volumes [B, C, D, H, W].
-        evaluate: metrics of whole cases, from (case id, prediction, truth) triples; the key "score" is what model
-            selection maximises.
+        predict: probabilities or values of one whole case [1, C, D, H, W]: [K, D, H, W] per voxel or [K] per case; K is
+            the number of classes, background included. Calls the progress function with a share in 0..1 and stops
+            with `Cancelled` when it returns False.
+        evaluate: metrics over whole cases; the key "score" is what model selection maximises.
         layer_id: depth of a parameter for layer-wise decay; the head has the largest.
     """
 
@@ -42,5 +62,6 @@ class Task:
     presets: Mapping[str, Mapping[str, Any]]
     build: Callable[[RunConfig, Encoder], nn.Module]
     training_step: Callable[[nn.Module, Batch, torch.Generator], StepOutput]
-    forward: Callable[[nn.Module, Tensor], Tensor]
-    evaluate: Callable[[RunConfig, Sequence[tuple[str, Any, Any]]], dict[str, float]]
+    predict: Callable[[nn.Module, RunConfig, Tensor, Progress | None], Tensor]
+    evaluate: Callable[[RunConfig, Sequence[CaseResult]], dict[str, float]]
+    layer_id: Callable[[nn.Module, str], int]
