@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("LIBGL_ALWAYS_SOFTWARE", "1")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path | None:
+    """Folder of real scans, or None where there are none (then tests use phantoms)."""
+    folder = Path(os.environ.get("MED3DSSL_DATA", REPOSITORY.parent / "shared" / "data"))
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(autouse=True)
+def _isolated_user_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own runs, cache or settings."""
+    home = tmp_path_factory.getbasetemp() / "user"
+    monkeypatch.setenv("MED3DSSL_HOME", str(home / "med3dssl"))
+    monkeypatch.setenv("MED3DSSL_CACHE", str(home / "cache"))
+    monkeypatch.setenv("NAPARI_CONFIG", str(home / "napari.yaml"))

@@ -1,0 +1,140 @@
+"""The import rule of the architecture, read from the source, and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+LEVELS = {
+    "errors": 0,
+    "files": 0,
+    "config": 0,
+    "data": 1,
+    "nn": 1,
+    "methods": 2,
+    "tasks": 2,
+    "weights": 3,
+    "evaluate": 3,
+    "engine": 4,
+    "jobs": 5,
+    "bench": 6,
+    "api": 6,
+    "demo": 6,
+    "cli": 7,
+    "__main__": 8,
+}
+PLUGIN_MAY_IMPORT = {"config", "errors", "files", "jobs", "data"}
+HEAVY = {"torch", "monai", "lightning", "lightning_fabric", "torchmetrics", "sklearn", "transformers"}
+BARRED = {"timm", "torchvision"}
+
+
+def imported(path: Path) -> Iterator[tuple[str, bool, int]]:
+    """(module, whether at import time, line) of every import statement, type-checking blocks left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) not in lazy, node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, id(node) not in lazy, node.lineno
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+def test_backend_packages_import_only_downwards(repository: Path) -> None:
+    root = repository / "training_backend"
+    wrong = []
+    for path in sources(root):
+        here = path.relative_to(root).with_suffix("").parts[0]
+        if here == "__init__":
+            continue
+        for module, _, line in imported(path):
+            parts = module.split(".")
+            if parts[0] != "training_backend" or len(parts) < 2:
+                continue
+            there = parts[1]
+            allowed = there == here or LEVELS[there] < LEVELS[here] or {here, there} == {"weights", "evaluate"}
+            if not allowed:
+                wrong.append(f"{path.relative_to(repository)}:{line} imports {module}")
+    assert wrong == []
+
+
+def test_plugin_imports_only_the_torch_free_part_of_the_backend(repository: Path) -> None:
+    root = repository / "src" / "napari_med3dssl"
+    wrong = []
+    for path in sources(root):
+        for module, _, line in imported(path):
+            parts = module.split(".")
+            if parts[0] == "training_backend" and (len(parts) < 2 or parts[1] not in PLUGIN_MAY_IMPORT):
+                wrong.append(f"{path.name}:{line} imports {module}")
+            if parts[0] in HEAVY:
+                wrong.append(f"{path.name}:{line} imports {module}")
+    assert wrong == []
+
+
+def test_barred_and_gui_libraries_are_never_imported_by_the_backend(repository: Path) -> None:
+    wrong = []
+    for path in sources(repository / "training_backend"):
+        for module, _, line in imported(path):
+            top = module.split(".")[0]
+            gui = top in {"napari", "qtpy", "magicgui", "superqt", "pyqtgraph"} and path.name not in {"demo.py"}
+            if top in BARRED or gui:
+                wrong.append(f"{path.relative_to(repository)}:{line} imports {module}")
+    assert wrong == []
+
+
+def test_only_the_runtime_imports_fabric(repository: Path) -> None:
+    users = {
+        path.relative_to(repository).as_posix()
+        for path in sources(repository / "training_backend")
+        for module, _, _ in imported(path)
+        if module.startswith("lightning")
+    }
+    assert users <= {"training_backend/engine/runtime.py"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import napari_med3dssl",
+        "import training_backend, training_backend.errors",
+        "import training_backend.config, training_backend.jobs",
+        "from training_backend.config.registry import methods, tasks; methods(); tasks()",
+    ],
+)
+def test_light_imports_load_no_torch(statement: str, repository: Path) -> None:
+    code = f"{statement}\nimport sys\nprint(sorted(set(sys.modules) & {HEAVY | BARRED!r}))"
+    path = f"{repository}:{repository / 'src'}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path})
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_importing_the_packages_takes_less_than_three_tenths_of_a_second(repository: Path) -> None:
+    code = "import time; t = time.perf_counter(); import napari_med3dssl, training_backend; print(time.perf_counter() - t)"
+    path = f"{repository}:{repository / 'src'}"
+    seconds = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path}).stdout)
+        for _ in range(3)
+    ]
+    assert min(seconds) < 0.3
