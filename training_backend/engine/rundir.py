@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from training_backend.config import RunConfig
-from training_backend.engine.files import write_json, write_text
+from training_backend.files import write_json, write_text
 from training_backend.errors import RunError
 
 SCHEMA = 1
