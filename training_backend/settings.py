@@ -1,0 +1,119 @@
+"""Command-line flags of a training run, made from the configuration models of the chosen method and task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from training_backend.config import ConfigModel, RunConfig, merged
+from training_backend.config.presets import PRESETS, finetune_config, pretrain_config
+from training_backend.config.registry import methods, tasks
+from training_backend.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training_backend.api import RunReport
+
+
+def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
+    """Parse the flags of ``med3dssl pretrain`` or ``finetune`` and run it.
+
+    The choice of method, task, preset, dataset and ``--config`` file decides the defaults of all other flags, so it is
+    read first.
+    """
+    import tyro
+
+    from training_backend import api
+
+    base = _defaults(kind, arguments)
+    settings = _settings_model(base)
+
+    def command(
+        data: Path,
+        output: Path,
+        settings: Annotated[Any, tyro.conf.arg(name="")] = settings,
+        method: str = base.method.name,
+        task: str = base.task.name if base.task else "",
+        preset: str = base.preset,
+        config: Path | None = None,
+        detach: bool = False,
+    ) -> RunReport:
+        changes = {**settings.model_dump(), "kind": kind, "preset": preset}
+        changes["data"]["dataset"] = data
+        run = RunConfig.parse(changes)
+        return api.train(run, output, detach=detach)
+
+    command.__doc__ = _HELP.format(
+        what="Learn an encoder from unlabelled scans." if kind == "pretrain" else "Put a task on an encoder.",
+        methods=", ".join(methods()),
+        tasks=", ".join(tasks()),
+        presets="; ".join(f"{name} ({text})" for name, text in PRESETS.items()),
+    )
+    command.__annotations__["settings"] = Annotated[type(settings), tyro.conf.arg(name="")]
+    result: RunReport = tyro.cli(
+        command,
+        prog=f"med3dssl {kind}",
+        args=list(arguments),
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    return result
+
+
+_HELP = """{what}
+
+Args:
+    data: Folder of a dataset made by ``med3dssl data ingest``.
+    output: Run directory to create; one that exists is resumed when its settings are the same.
+    method: Self-supervised method: {methods}.
+    task: Downstream task (fine-tuning only): {tasks}.
+    preset: Starting point of all settings: {presets}.
+    config: YAML file with settings laid over the preset; flags win over it.
+    detach: Start in the background and return at once.
+"""
+
+
+def _defaults(kind: str, arguments: Sequence[str]) -> RunConfig:
+    """The configuration before flags: preset, then the ``--config`` file."""
+    chosen = {name: _peek(arguments, name) for name in ("method", "task", "preset", "config")}
+    from_file: dict[str, Any] = {}
+    if chosen["config"]:
+        import yaml
+
+        try:
+            from_file = yaml.safe_load(Path(chosen["config"]).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError(f"The configuration {chosen['config']} cannot be read: {error.strerror}.") from error
+    method = chosen["method"] or from_file.get("method", {}).get("name", "mae3d")
+    task = chosen["task"] or (from_file.get("task") or {}).get("name", "segmentation")
+    preset = chosen["preset"] or from_file.get("preset", "small")
+    changes = {key: value for key, value in from_file.items() if key not in ("kind", "preset")}
+    dataset = Path()
+    if kind == "pretrain":
+        return pretrain_config(method, preset if preset in PRESETS else "small", dataset, changes)
+    base = finetune_config(task, preset if preset in PRESETS else "small", dataset, method)
+    return RunConfig.parse(merged(base.model_dump(), changes))
+
+
+def _peek(arguments: Sequence[str], name: str) -> str:
+    flag = f"--{name}"
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+        if argument == flag and position + 1 < len(arguments):
+            return arguments[position + 1]
+    return ""
+
+
+def _settings_model(base: RunConfig) -> ConfigModel:
+    """A model of `base` whose method and task fields have their own types, without the fields given by other flags."""
+    from pydantic import Field, create_model
+
+    names = ["seed", "weights", "method", "task", "data", "optim", "engine"]
+    if base.task is None:
+        names.remove("task")
+    fields: dict[str, Any] = {
+        name: (type(getattr(base, name)), Field(..., description=RunConfig.model_fields[name].description))
+        for name in names
+    }
+    model = create_model("Settings", __base__=ConfigModel, __doc__="Settings of the run.", **fields)
+    return model(**{name: getattr(base, name) for name in names})
