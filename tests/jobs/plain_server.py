@@ -1,0 +1,60 @@
+"""A serving process with operations that need no model; tests start it to try the conversation itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from training_backend.errors import DataError
+from training_backend.jobs.serve import Progress, main
+
+
+def echo(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The parameters, back again."""
+    print("a library prints to standard output")  # noqa: T201
+    return params
+
+
+def wait(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Report for `seconds`, checking for a cancel at each step."""
+    steps = int(params["seconds"] * 50)
+    for step in range(steps):
+        progress(step / steps, "waiting")
+        time.sleep(0.02)
+    return {}
+
+
+def hang(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Never look for a cancel."""
+    progress(0.5, "hanging")
+    time.sleep(60)
+    return {}
+
+
+def refuse(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """A user's error."""
+    raise DataError("The scan was expected to be 3D, found 2D.", "Open a volume.")
+
+
+def fail(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """A programmer's error."""
+    raise KeyError("colour")
+
+
+def crash(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """End the process at once; with `once`, a file, only the first time."""
+    marker = params.get("once")
+    if marker and os.path.exists(marker):  # noqa: PTH110
+        return {"survived": True}
+    if marker:
+        open(marker, "w").close()  # noqa: PTH123, SIM115
+    sys.stderr.write("out of luck\n")
+    sys.stderr.flush()
+    os._exit(9)
+
+
+if __name__ == "__main__":
+    known = {"echo": echo, "wait": wait, "hang": hang, "refuse": refuse, "fail": fail, "crash": crash}
+    sys.exit(main(operations=known))
