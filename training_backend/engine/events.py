@@ -5,24 +5,30 @@ Every event has `type`, `time` (seconds since 1970) and `step`. The other keys b
 ==============  ====================================================================================================
 ``state``       `state` (one of `STATES`), `reason`
 ``metrics``     `split` ("train" or "val"), `epoch`, `values` {name: number}; for train also `lr`, `step_s`,
-                `loader_s`, `memory_mb`, and `steps` (total planned), `eta_s`
+                `loader_s`, `memory_mb`, and `steps` (total planned), `eta_s`; for val `score`, `best_score` and
+                `best_step` (score: the task's, higher is better; the loss for pre-training, lower is better)
 ``preview``     `folder` (relative to the run), `case`
 ``checkpoint``  `folder`, `best` (bool)
 ``warning``     `message` (sentence), `category`, `cases` (list of ids)
 ``done``        `score`, `seconds`
 ==============  ====================================================================================================
 
+After a resume or a roll-back the steps behind the last checkpoint are reported again; the later event counts.
+
 No event holds report text, a patient's name, or an absolute path of a scan.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from training_backend.files import disk_error
 
 STATES = ("queued", "starting", "running", "pausing", "paused", "stopping", "finished", "cancelled", "failed")
 """States written by a run; `lost` (process gone, no end written) and `unreachable` are concluded by readers."""
@@ -34,19 +40,28 @@ class EventWriter:
     """Appends events; each line is written and flushed at once, so a reader sees whole lines except the last."""
 
     def __init__(self, path: Path) -> None:
-        self._stream = Path(path).open("ab", buffering=0)
-        if self._stream.tell() and not _ends_with_newline(Path(path)):
+        self._path = Path(path)
+        self._stream = self._path.open("ab", buffering=0)
+        if self._stream.tell() and not _ends_with_newline(self._path):
             self._stream.write(b"\n")  # a killed predecessor left half a line; readers skip it
 
     def write(self, type: str, step: int, **values: Any) -> None:
         """Append one event."""
         event = {"type": type, "time": time.time(), "step": step, **values}
-        self._stream.write(json.dumps(event, ensure_ascii=False, default=float).encode("utf-8") + b"\n")
+        line = json.dumps(event, ensure_ascii=False, default=float).encode("utf-8") + b"\n"
+        try:
+            written = self._stream.write(line)
+        except OSError as error:
+            raise disk_error(error, self._path) from error
+        if written != len(line):  # the disk took a part; readers skip the damaged line
+            raise disk_error(OSError(errno.ENOSPC, "short write"), self._path)
 
     def close(self) -> None:
         """Flush to disk and close."""
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        try:
+            os.fsync(self._stream.fileno())
+        finally:
+            self._stream.close()
 
 
 class EventReader:
@@ -67,14 +82,21 @@ class EventReader:
             return []
         end = block.rfind(b"\n") + 1
         self._offset += end
-        events = []
-        for line in block[:end].splitlines():
-            event = _parse(line)
-            if event is None:
-                self.damaged += 1
-            else:
-                events.append(event)
+        events, damaged = parse_lines(block[:end])
+        self.damaged += damaged
         return events
+
+
+def parse_lines(block: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Events of the whole lines of `block`, and how many lines were damaged."""
+    events, damaged = [], 0
+    for line in block[: block.rfind(b"\n") + 1].split(b"\n"):
+        event = _parse(line)
+        if event is not None:
+            events.append(event)
+        elif line:
+            damaged += 1
+    return events, damaged
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from training_backend.config import RunConfig
-from training_backend.files import write_json, write_text
 from training_backend.errors import RunError
+from training_backend.files import write_json, write_text
 
 SCHEMA = 1
 REQUESTS = ("stop", "pause", "save", "preview")
@@ -94,8 +96,9 @@ class RunDirectory:
         return value
 
     def update(self, **values: Any) -> None:
-        """Change keys of ``run.json`` atomically."""
-        write_json(self.record_path, {**self.record(), **values})
+        """Change keys of ``run.json`` atomically; two processes that change different keys do not undo each other."""
+        with FileLock(self.path / ".record.lock", timeout=10):
+            write_json(self.record_path, {**self.record(), **values})
 
     def config(self) -> RunConfig:
         """The configuration that runs."""
@@ -111,6 +114,13 @@ class RunDirectory:
     def withdraw(self, what: str) -> None:
         """Take a request back; no error if it is not there."""
         (self.control / what).unlink(missing_ok=True)
+
+    def pending(self) -> set[str]:
+        """All requests that stand, found with one look at the folder."""
+        try:
+            return {entry.name for entry in os.scandir(self.control)} & set(REQUESTS)
+        except FileNotFoundError:
+            return set()
 
     def requested(self, what: str) -> bool:
         """Whether a request stands."""
