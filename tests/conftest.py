@@ -30,6 +30,6 @@ def real_data() -> Path | None:
 def _isolated_user_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own runs, cache or settings."""
     home = tmp_path_factory.getbasetemp() / "user"
-    monkeypatch.setenv("MED3DSSL_HOME", str(home / "med3dssl"))
+    monkeypatch.setenv("MED3DSSL_RUNS", str(home / "runs"))
     monkeypatch.setenv("MED3DSSL_CACHE", str(home / "cache"))
     monkeypatch.setenv("NAPARI_CONFIG", str(home / "napari.yaml"))

@@ -23,10 +23,12 @@ LEVELS = {
     "engine": 4,
     "jobs": 5,
     "bench": 6,
-    "api": 6,
-    "demo": 6,
-    "cli": 7,
-    "__main__": 8,
+    "watch": 6,
+    "demo": 7,
+    "api": 8,
+    "settings": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 PLUGIN_MAY_IMPORT = {"config", "errors", "files", "jobs", "data"}
 HEAVY = {"torch", "monai", "lightning", "lightning_fabric", "torchmetrics", "sklearn", "transformers"}

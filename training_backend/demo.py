@@ -113,8 +113,8 @@ def _ingest(output: Path) -> None:
 
 
 def _train(output: Path, kind: str, seed: int) -> Path:
-    from training_backend.api import train
     from training_backend.config.presets import finetune_config, pretrain_config
+    from training_backend.watch import train
 
     dataset, runs = output / "dataset", output / "runs"
     if kind == "pretrain":
@@ -155,7 +155,7 @@ def _view(output: Path, new_case: tuple[Path, Path], prediction: Path, *, headle
     folder = output / "screenshots"
     if headless:
         command += ["--screenshots", str(folder)]
-    environment = {**os.environ, "MED3DSSL_HOME": str(output)}
+    environment = {**os.environ, "MED3DSSL_RUNS": str(output / "runs")}
     result = subprocess.run(command, env=environment, capture_output=headless, text=True, check=False)
     if result.returncode != 0:
         details: Any = (result.stderr or "").strip().splitlines()[-1:] or ["no details"]

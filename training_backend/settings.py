@@ -12,7 +12,7 @@ from training_backend.config.registry import methods, tasks
 from training_backend.errors import ConfigError
 
 if TYPE_CHECKING:
-    from training_backend.api import RunReport
+    from training_backend.watch import RunReport
 
 
 def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
@@ -23,7 +23,7 @@ def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
     """
     import tyro
 
-    from training_backend import api
+    from training_backend.watch import train
 
     base = _defaults(kind, arguments)
     settings = _settings_model(base)
@@ -41,7 +41,7 @@ def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
         changes = {**settings.model_dump(), "kind": kind, "preset": preset}
         changes["data"]["dataset"] = data
         run = RunConfig.parse(changes)
-        return api.train(run, output, detach=detach)
+        return train(run, output, detach=detach)
 
     command.__doc__ = _HELP.format(
         what="Learn an encoder from unlabelled scans." if kind == "pretrain" else "Put a task on an encoder.",
