@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from training_backend.nn.output import EncoderOutput
+
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
@@ -72,25 +74,6 @@ class PreviewArray:
     voxels: tuple[int, int, int] = (1, 1, 1)
     limits: tuple[float, float] | None = None
     classes: Mapping[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EncoderOutput:
-    """Features of a batch.
-
-    Attributes:
-        tokens: [B, L, E] patch tokens of the last block in raster order (d, h, w), without final norm.
-        grid: tokens along (d, h, w), L = product.
-        summary: [B, E] class token, or None for encoders without one.
-        hidden: [B, L, E] patch tokens after each block asked for.
-        pyramid: feature maps [B, C, d, h, w] from fine to coarse, for hierarchical encoders.
-    """
-
-    tokens: Tensor
-    grid: tuple[int, int, int]
-    summary: Tensor | None = None
-    hidden: tuple[Tensor, ...] = ()
-    pyramid: tuple[Tensor, ...] = ()
 
 
 class Encoder(Protocol):

@@ -1,0 +1,28 @@
+"""Learning rates as functions of the step alone, so that a resumed run continues them exactly."""
+
+from __future__ import annotations
+
+import math
+
+from training_backend.config import OptimConfig
+
+
+def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
+    """Learning rate of optimiser step `step` (from 0) of `total_steps`: linear warm-up, then the chosen shape.
+
+    The first step already learns, and the peak is reached at the end of the warm-up.
+    """
+    warmup = round(optim.warmup * total_steps)
+    if step < warmup:
+        return optim.lr * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "poly": (1 - done) ** 0.9, "constant": 1.0}[optim.schedule]
+    return optim.min_lr + (optim.lr - optim.min_lr) * shape
+
+
+def lr_at_epoch(epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
+    """Learning rate of the published recipe at a fractional epoch: linear warm-up from 0, then half a cosine."""
+    if epoch < warmup_epochs:
+        return lr * epoch / warmup_epochs
+    done = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,77 @@
+"""Volumes as patches: cutting, joining, padding and embedding them."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training_backend.errors import GeometryError
+
+Triple = tuple[int, int, int]
+
+
+class PatchEmbed(nn.Module):
+    """Linear projection of non-overlapping patches, stored as the convolution ``proj`` of the published checkpoints.
+
+    It is computed as one matrix product on cut patches, so a caller who needs only some patches pays only for those.
+
+    Args:
+        in_channels: channels C of the volume.
+        width: channels E of a token.
+        patch_size: voxels of a patch along (z, y, x).
+    """
+
+    def __init__(self, in_channels: int, width: int, patch_size: Triple) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Tokens [B, L, E] in raster order (d, h, w) of `volume` [B, C, D, H, W]."""
+        return self.embed(patchify(volume, self.patch_size))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Tokens [..., E] of patches [..., p] as `patchify` cuts them."""
+        weight = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)  # a view for one channel
+        return F.linear(pixels, weight, self.proj.bias)
+
+
+def patch_grid(shape: tuple[int, ...], patch_size: Triple) -> Triple:
+    """Patches along (d, h, w) of a volume of `shape` voxels, or a `GeometryError` if they do not fit exactly."""
+    if any(size < patch or size % patch for size, patch in zip(shape, patch_size, strict=True)):
+        raise GeometryError(
+            f"The network cuts volumes into patches of {patch_size} voxels, but this one has {tuple(shape)}.",
+            "Give sizes that are multiples of the patch size, or pad the volume.",
+        )
+    return cast(Triple, tuple(size // patch for size, patch in zip(shape, patch_size, strict=True)))
+
+
+def patchify(volume: Tensor, patch_size: Triple) -> Tensor:
+    """Patches [B, L, p] of `volume` [B, C, D, H, W].
+
+    Patches are in raster order (d, h, w); the p = pd ph pw C elements of one are ordered (z, y, x, channel).
+    """
+    batch, channels = volume.shape[:2]
+    (d, h, w), (pd, ph, pw) = patch_grid(tuple(volume.shape[2:]), patch_size), patch_size
+    cut = volume.reshape(batch, channels, d, pd, h, ph, w, pw).permute(0, 2, 4, 6, 3, 5, 7, 1)
+    return cut.reshape(batch, d * h * w, pd * ph * pw * channels)
+
+
+def unpatchify(patches: Tensor, patch_size: Triple, grid: Triple, channels: int = 1) -> Tensor:
+    """Volume [B, C, D, H, W] of `patches` [B, L, p]; exact inverse of `patchify` on any grid (d, h, w)."""
+    (d, h, w), (pd, ph, pw) = grid, patch_size
+    if patches.shape[1:] != (d * h * w, pd * ph * pw * channels):
+        raise GeometryError(
+            f"A grid {grid} of {patch_size} patches with {channels} channel(s) needs "
+            f"{d * h * w} x {pd * ph * pw * channels} values, but there are {tuple(patches.shape[1:])}."
+        )
+    cut = patches.reshape(-1, d, h, w, pd, ph, pw, channels).permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return cut.reshape(-1, channels, d * pd, h * ph, w * pw)
+
+
+def pad_to_patch(volume: Tensor, patch_size: Triple, value: float = 0.0) -> Tensor:
+    """`volume` [B, C, D, H, W] with `value` appended at the end of each axis up to the next multiple of the patch."""
+    missing = [-size % patch for size, patch in zip(volume.shape[2:], patch_size, strict=True)]
+    return F.pad(volume, [0, missing[2], 0, missing[1], 0, missing[0]], value=value) if any(missing) else volume
