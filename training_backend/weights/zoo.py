@@ -71,7 +71,7 @@ def cache_folder() -> Path:
     import platformdirs
 
     root = os.environ.get("MED3DSSL_CACHE")
-    return (Path(root) if root else platformdirs.user_cache_path("napari-med3dssl")) / "weights"
+    return (Path(root) if root else platformdirs.user_cache_path("med3dssl")) / "weights"
 
 
 def target(name: str) -> Path:
