@@ -13,6 +13,7 @@ import pytest
 LEVELS = {
     "errors": 0,
     "files": 0,
+    "report": 0,
     "config": 0,
     "data": 1,
     "nn": 1,

@@ -1,0 +1,393 @@
+"""The Python API; each function is also a sub-command of ``med3dssl``, with its arguments as flags.
+
+Functions return values whose text is what the command prints; a value with a false `ok` makes the command fail.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from training_backend.errors import ConfigError
+from training_backend.report import Table
+from training_backend.watch import RunReport
+from training_backend.watch import train as train
+
+if TYPE_CHECKING:
+    from training_backend.data.ingest import IngestReport
+    from training_backend.data.tangerine import PrepareReport
+    from training_backend.demo import DemoSummary
+
+
+def demo(output: Path = Path("demo-output"), headless: bool = False, seed: int = 0) -> DemoSummary:
+    """Run the whole way on generated patients and open napari with the result.
+
+    Args:
+        output: Folder for everything the demo makes.
+        headless: Take screenshots in place of leaving a window open.
+        seed: Of the phantoms and the runs.
+    """
+    from training_backend.demo import run_demo
+
+    return run_demo(output, headless=headless, seed=seed)
+
+
+def doctor() -> Table:
+    """Look for what would hinder training on this machine, with the command that mends it."""
+    from training_backend.jobs.doctor import examine
+
+    findings = examine()
+    table = Table(("state", "finding", "do"), ok=all(finding.state != "bad" for finding in findings))
+    for finding in findings:
+        table.add(finding.state, finding.sentence, finding.command or "")
+    return table
+
+
+def data_inspect(path: Path) -> Table:
+    """Say what a scan, a folder of scans or a dataset holds, without changing anything.
+
+    Args:
+        path: File, DICOM folder, folder of any known layout, or dataset.
+    """
+    from training_backend.data.inspect import inspect
+
+    return inspect(path)
+
+
+def data_ingest(
+    paths: tuple[Path, ...],
+    output: Path,
+    name: str = "",
+    spacing_mm: tuple[float, float, float] | None = None,
+    crop_body: bool = True,
+    splits: tuple[float, float, float] = (0.8, 0.2, 0.0),
+    seed: int = 0,
+    workers: int | None = None,
+) -> IngestReport:
+    """Make a dataset: check every file, bring it into one frame, and store it for fast reading. Resumable.
+
+    Args:
+        paths: Folders or list files of any known layout.
+        output: Folder of the dataset.
+        name: Name of the dataset; the source's own when empty.
+        spacing_mm: Resample to these millimetres along z, y, x; keep each scan's own when empty.
+        crop_body: Store only the box around the body.
+        splits: Shares of subjects in train, val, test where the source gives none.
+        seed: Of the split.
+        workers: Reading processes; chosen from the processors when empty.
+    """
+    from tqdm import tqdm
+
+    from training_backend.config import IngestConfig
+    from training_backend.data.ingest import ingest
+
+    config = IngestConfig(spacing_mm=spacing_mm, crop_body=crop_body, splits=splits, seed=seed, workers=workers)
+    with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}", mininterval=1.0) as bar:
+
+        def progress(share: float) -> bool:
+            bar.update(share - bar.n)
+            return True
+
+        return ingest(list(paths), output, config, name=name, progress=progress)
+
+
+def data_prepare(
+    recipe: Literal["tangerine"], paths: tuple[Path, ...], output: Path, size: int = 256, keep_aspect: bool = False
+) -> PrepareReport:
+    """Write scans the way a published system expects them, for use with the authors' own tools.
+
+    Args:
+        recipe: tangerine: whole CT on a cube of `size` voxels, [-1200, 800] HU to [0, 1], .npz files and their list.
+        paths: CT files or DICOM folders.
+        output: Folder to write into.
+        size: Voxels per axis.
+        keep_aspect: Pad with air in place of stretching each axis.
+    """
+    from tqdm import tqdm
+
+    from training_backend.data.tangerine import prepare
+
+    with tqdm(total=len(paths), unit="scan") as bar:
+        return prepare(paths, output, size=size, keep_aspect=keep_aspect, progress=lambda _: bar.update(1))
+
+
+def predict(
+    run: str, input: tuple[Path, ...], output: Path, probabilities: bool = False, overlap: float = 0.5, device: str = "auto"
+) -> Table:
+    """Apply a fine-tuned model to scans; label volumes lie exactly on the grid of each file.
+
+    Args:
+        run: Run directory, model folder, or the authors' fine-tuned file.
+        input: Scans, or one CSV with a column Path for classifiers (the same table comes back with Predictions).
+        output: Folder for the results; for a CSV, the CSV to write.
+        probabilities: Also write one probability map per class.
+        overlap: Overlap of sliding windows, 0 to 0.9.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    if len(input) == 1 and input[0].suffix.lower() == ".csv":
+        from training_backend.evaluate.embed import predict_csv
+
+        predict_csv(run, input[0], output, device=device)
+        return Table(("written",)).add(str(output))
+    from training_backend.evaluate.predict import predict_files
+
+    predictions = predict_files(
+        run, list(input), output, probabilities=probabilities, overlap=overlap, device=device, progress=_bar("predict")
+    )
+    table = Table(("scan", "written", "result"))
+    for prediction in predictions:
+        table.add(prediction.source.name, str(prediction.path or "-"), prediction.summary())
+    return table
+
+
+def evaluate(run: str, data: Path, split: Literal["train", "val", "test"] = "val", output: Path | None = None) -> Table:
+    """Score a fine-tuned model on a split of a dataset: every case, every class, and their means with intervals.
+
+    Args:
+        run: Run directory or model folder.
+        data: Dataset.
+        split: Which cases.
+        output: CSV to write as well.
+    """
+    from training_backend.evaluate.score import score_split
+
+    table = score_split(run, data, split, progress=_bar("evaluate"))
+    if output is not None:
+        table.write_csv(output)
+    return table
+
+
+def compare(runs: tuple[Path, ...], output: Path | None = None) -> Table:
+    """Put fine-tuning runs beside each other on the validation cases they share, with paired statistics.
+
+    Args:
+        runs: Two or more run directories; the first is the reference.
+        output: CSV to write as well.
+    """
+    from training_backend.evaluate.score import compare_runs
+
+    table = compare_runs(list(runs))
+    if output is not None:
+        table.write_csv(output)
+    return table
+
+
+def reconstruct(run: str, input: Path, output: Path, mask_ratio: float = 0.75, seed: int = 0, device: str = "auto") -> Table:
+    """Mask a scan, let a pre-trained model fill the gaps, and write masked input, reconstruction and error as volumes.
+
+    Args:
+        run: Pre-training run, model folder, or the authors' file.
+        input: Scan.
+        output: Folder for the volumes.
+        mask_ratio: Share of hidden patches.
+        seed: Of the mask.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    from training_backend.evaluate.reconstruct import reconstruct_file
+
+    paths = reconstruct_file(run, input, output, mask_ratio=mask_ratio, seed=seed, device=device)
+    table = Table(("written",))
+    for path in paths:
+        table.add(str(path))
+    return table
+
+
+def embed(
+    weights: str,
+    input: tuple[Path, ...],
+    output: Path,
+    kinds: tuple[Literal["class", "pooled", "concat", "pre_logits", "normalised"], ...] = ("pre_logits",),
+    device: str = "auto",
+) -> Table:
+    """One feature vector per scan and kind, as CSV, npy, npz or parquet by the suffix of the output.
+
+    Args:
+        weights: Run directory, model folder, or the authors' file.
+        input: Scans, or one CSV with a column Path.
+        output: Table to write.
+        kinds: class token, mean of patches, both, both after the head's norm, or both after a plain layer norm.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    from training_backend.evaluate.embed import embed_files
+
+    embed_files(weights, list(input), output, kinds=kinds, device=device)
+    return Table(("written",)).add(str(output))
+
+
+def weights_inspect(file: str) -> Any:
+    """Say what a checkpoint holds, without running any of it: family, kind, sizes, wrapper.
+
+    Args:
+        file: .safetensors, .pt, .pth or .ckpt file, run directory, model folder, or zoo:NAME.
+    """
+    from training_backend.weights.inspect import inspect
+
+    return inspect(file)
+
+
+def weights_import(file: str, output: Path, heads: int | None = None) -> Any:
+    """Turn the authors' file into a model folder of ours, with a report of every key.
+
+    Args:
+        file: The authors' checkpoint, or zoo:NAME.
+        output: Folder to write model.safetensors and card.json into.
+        heads: Attention heads when the width does not tell them.
+    """
+    from training_backend.weights.convert import import_file
+
+    return import_file(file, output, heads=heads)
+
+
+def weights_export(source: str, output: Path) -> Any:
+    """Write a model of ours in the authors' layout, for their own scripts.
+
+    Args:
+        source: Run directory or model folder.
+        output: .pth file to write.
+    """
+    from training_backend.weights.export import export
+
+    return export(source, output)
+
+
+def weights_probe_orientation(weights: str, input: Path, mask_ratio: float = 0.75, seed: int = 0) -> Table:
+    """Measure in which axis order and direction a masked autoencoder knows a scan best.
+
+    Args:
+        weights: Pre-trained model.
+        input: Scan.
+        mask_ratio: Share of hidden patches.
+        seed: Of the mask, the same for all orientations.
+    """
+    from training_backend.data.read import read_volume
+    from training_backend.evaluate.orientation import probe_orientation
+
+    table = Table(("axes", "flipped", "loss"))
+    for row in probe_orientation(weights, read_volume(input), mask_ratio=mask_ratio, seed=seed):
+        table.add(row.axes, row.flipped or "-", f"{row.loss:.6f}")
+    return table
+
+
+def zoo_list() -> Table:
+    """List the published weights: name, method, size, licence."""
+    from training_backend.weights.zoo import entries
+
+    table = Table(("name", "method", "size", "licence"))
+    for entry in entries():
+        table.add(entry.name, entry.method, entry.size_text, entry.licence)
+    return table
+
+
+def zoo_download(name: str, accept_licence: bool = False) -> Table:
+    """Download published weights with resume and verification.
+
+    Args:
+        name: Entry of ``med3dssl zoo list``.
+        accept_licence: Say that you have read the entry's licence and accept it.
+    """
+    from training_backend.weights.zoo import download
+
+    return Table(("written",)).add(str(download(name, _bar("download"), accept_licence=accept_licence)))
+
+
+def runs_list() -> Table:
+    """List all runs of this user, newest first."""
+    from training_backend.jobs.registry import list_runs
+
+    table = Table(("run", "kind", "state", "step", "best", "folder"))
+    for run in list_runs():
+        score = "-" if run.score is None else f"{run.score:.4f}"
+        table.add(run.name, run.task or run.kind, run.state, f"{run.step}/{run.steps}", score, str(run.path))
+    return table
+
+
+def runs_show(run: Path) -> Table:
+    """Show the state of a run, its last warnings, and where everything is.
+
+    Args:
+        run: Run directory.
+    """
+    from training_backend.engine.rundir import RunDirectory
+    from training_backend.jobs.monitor import Monitor
+
+    monitor = Monitor(RunDirectory.open(run))
+    now = monitor.update().summary
+    table = Table(("what", "value"))
+    table.add("state", f"{now.state}. {now.sentence}")
+    table.add("step", f"{now.step} of {now.steps}")
+    table.add("can be asked to", ", ".join(now.actions))
+    for name, series in sorted(monitor.series.items()):
+        table.add(name, f"{series.values[-1]:.5g} (step {series.steps[-1]})")
+    for warning in monitor.warnings[-5:]:
+        table.add("warning", warning)
+    table.add("folder", str(now.path))
+    return table
+
+
+def runs_stop(run: Path) -> RunReport:
+    """Ask a run to save and stop, and see to it that it does.
+
+    Args:
+        run: Run directory.
+    """
+    from training_backend.engine.rundir import RunDirectory
+    from training_backend.jobs.launcher import cancel
+
+    return RunReport(cancel(RunDirectory.open(run)))
+
+
+def runs_resume(run: Path, detach: bool = False) -> RunReport:
+    """Go on with a run from its last verified checkpoint.
+
+    Args:
+        run: Run directory.
+        detach: Return as soon as the process has started.
+    """
+    from training_backend.engine.rundir import RunDirectory
+    from training_backend.watch import resume
+
+    return resume(RunDirectory.open(run), detach=detach)
+
+
+def runs_clone(run: Path, output: Path, set: tuple[str, ...] = (), detach: bool = False) -> RunReport:
+    """Start a new run with the settings of another one, some of them changed.
+
+    Args:
+        run: Run directory whose settings are taken.
+        output: Run directory of the new run.
+        set: Changes as KEY=VALUE, e.g. optim.lr=3e-4; values are read as YAML.
+        detach: Return as soon as the process has started.
+    """
+    from training_backend.engine.rundir import RunDirectory
+
+    return train(RunDirectory.open(run).config().updated(_changes(set)), output, detach=detach)
+
+
+def _changes(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Nested dictionary of ``a.b=value`` pairs."""
+    import yaml
+
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"A change is written KEY=VALUE, e.g. optim.lr=3e-4; found {pair!r}.")
+        *parents, last = key.split(".")
+        level = changes
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = yaml.safe_load(text)
+    return changes
+
+
+def _bar(label: str) -> Any:
+    """Progress function that draws a bar on standard error."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=1.0, desc=label, bar_format="{l_bar}{bar}| {elapsed}", mininterval=1.0)
+
+    def progress(share: float) -> bool:
+        bar.update(share - bar.n)
+        return True
+
+    return progress
