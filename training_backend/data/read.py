@@ -1,0 +1,163 @@
+"""Read any scan into `Volume`s: NIfTI, NRRD, MetaImage, DICOM, UA-MT .h5, .npz and .npy.
+
+All formats give the same result: canonical (z, y, x) voxels and the exact way back to the file. What is unusual is told
+in ``Volume.warnings``; what is unusable is a `DataError`, a `GeometryError` or a `ResourceError` with a sentence.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from training_backend.data.facts import SUFFIXES, ImageFacts, suffix_of
+from training_backend.data.integrity import check_file, non_finite_warning
+from training_backend.data.volume import Array, Volume
+from training_backend.errors import DataError
+
+__all__ = ["ImageFacts", "can_read", "probe", "read_labels", "read_volume", "read_volumes"]
+
+_MODULES = {
+    **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
+    **dict.fromkeys((".h5", ".hdf5", ".npz", ".npy"), "arrays"),
+}
+_LOOK_AT = 200  # files opened at most to find out whether a folder holds DICOM
+
+
+def read_volumes(path: Path | str, *, key: str = "", series: str = "") -> list[Volume]:
+    """All volumes of a file or a DICOM folder: one, or the contrasts of a 4-D scan (same geometry).
+
+    Args:
+        path: a file, a folder of DICOM files, or one file of a DICOM series (the whole series is read).
+        key: array inside .h5 and .npz files; index of one contrast of a 4-D scan; empty reads the image, all contrasts.
+        series: which DICOM series, as `list_series` names it; needed when there are several.
+
+    Raises:
+        DataError: missing, damaged or unsupported file, several series without a choice.
+        GeometryError: no usable spacing or orientation.
+        ResourceError: more voxels than the memory holds.
+    """
+    path = Path(path)
+    if _is_dicom(path):
+        from training_backend.data import dicom
+
+        return [_finished(volume) for volume in dicom.read(path, series=series or key)]
+    return [_finished(volume) for volume in _module(path).read(path, key)]
+
+
+def read_volume(path: Path | str, *, key: str = "", series: str = "") -> Volume:
+    """The only volume of a file, or the first contrast of a 4-D one; see `read_volumes`."""
+    return read_volumes(path, key=key, series=series)[0]
+
+
+def read_labels(path: Path | str, *, key: str = "") -> Volume:
+    """A label map: whole numbers in the smallest type that holds them, unsigned where none is negative.
+
+    Raises:
+        DataError: voxels that are not whole numbers, several volumes in the file, or an unreadable file.
+    """
+    path = Path(path)
+    if suffix_of(path) in (".h5", ".hdf5", ".npz", ".npy"):
+        from training_backend.data import arrays
+
+        volumes = arrays.read(path, key, labels=True)
+    else:
+        volumes = read_volumes(path, key=key)
+    if len(volumes) != 1:
+        raise DataError(f"{path.name} holds {len(volumes)} volumes; a label map is one.", "Choose one with its key.")
+    [volume] = volumes
+    meta = {**volume.meta, "kind": "labels"}
+    return replace(volume, array=whole_numbers(volume.array, path.name), modality="unknown", meta=meta)
+
+
+def can_read(path: Path | str) -> bool:
+    """Whether `read_volumes` would try: by name, or by the first bytes for DICOM. Cheap; never raises."""
+    path = Path(path)
+    try:
+        return (path.is_file() and suffix_of(path) in _MODULES) or _is_dicom(path)
+    except OSError:
+        return False
+
+
+def probe(path: Path | str, *, key: str = "", series: str = "") -> ImageFacts:
+    """Shape, spacing, geometry, type and modality from headers, without loading voxels."""
+    path = Path(path)
+    if _is_dicom(path):
+        from training_backend.data import dicom
+
+        return dicom.probe(path, series=series or key)
+    facts: ImageFacts = _module(path).probe(path, key)
+    return facts
+
+
+def whole_numbers(array: Array, name: str) -> Array:
+    """`array` as the smallest integer type that holds its values; `name` is for the error sentence."""
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        if not np.array_equal(rounded, array):
+            odd = array[rounded != array].flat[0]
+            raise DataError(
+                f"{name} is not a label map: it holds {odd:g}; whole numbers are expected.", "Choose the label file."
+            )
+        array = rounded
+    elif array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    low, high = (int(array.min()), int(array.max()))
+    kinds = ("uint8", "uint16", "uint32", "uint64") if low >= 0 else ("int8", "int16", "int32", "int64")
+    kind = next(k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
+    return array.astype(kind)
+
+
+def _module(path: Path) -> ModuleType:
+    if path.is_dir():
+        raise DataError(f"{path} holds no DICOM files.", "Give a scan, or build a dataset from the folder.")
+    check_file(path)
+    name = _MODULES.get(suffix_of(path))
+    if name is None:
+        raise DataError(
+            f"{path.name} is no format read here.", f"Readable are {', '.join(SUFFIXES)} and DICOM folders."
+        )
+    return importlib.import_module(f"training_backend.data.{name}")
+
+
+def _is_dicom(path: Path) -> bool:
+    """A DICOM file by its mark, or a folder with one among its first files."""
+    if path.is_dir():
+        return any(_has_mark(file) for file in islice(_files(path), _LOOK_AT))
+    return (
+        suffix_of(path) not in _MODULES and path.is_file() and (_has_mark(path) or suffix_of(path) in (".dcm", ".ima"))
+    )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.is_file() and suffix_of(file) not in _MODULES)
+
+
+def _has_mark(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _finished(volume: Volume) -> Volume:
+    """Add what only the voxels tell: missing numbers, and CT recognised by its Hounsfield units."""
+    meta = {**volume.meta, "warnings": [*volume.warnings, *non_finite_warning(volume.array)]}
+    modality = volume.modality
+    if modality == "unknown" and _looks_like_ct(volume.array):
+        modality, meta["modality_guessed"] = "CT", True
+    return replace(volume, modality=modality, meta=meta)
+
+
+def _looks_like_ct(array: Array) -> bool:
+    """At least a twentieth of the voxels is air (near -1000 HU, or padding below) and a twentieth soft tissue."""
+    steps = tuple(slice(None, None, max(1, n // 48)) for n in array.shape)
+    sample = array[steps].astype(np.float32)
+    air = (sample > -1100) & (sample < -900)
+    tissue = (sample > -150) & (sample < 200)
+    within = (sample >= -4096) & (sample < 10000)
+    return bool(air.mean() > 0.05 and tissue.mean() > 0.05 and within.mean() > 0.99)
