@@ -1,0 +1,64 @@
+"""The command line: usage, errors as sentences, flags from the configuration models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training_backend.api import _changes
+from training_backend.cli import main
+from training_backend.errors import ConfigError
+from training_backend.settings import _defaults
+
+
+def test_without_arguments_the_usage_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    for name in ("demo", "doctor", "pretrain", "finetune", "predict", "embed", "reconstruct", "evaluate", "compare", "runs"):
+        assert name in text
+
+
+def test_a_group_without_a_command_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs"]) == 0
+    assert "resume" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["runs", "fly"]])
+def test_an_unknown_command_fails_and_says_so(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "fly" in capsys.readouterr().err
+
+
+def test_errors_are_one_sentence_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "show", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.strip() == f"{tmp_path} is not a run directory: it has no run.json."
+
+
+def test_an_unknown_preset_or_method_is_answered_with_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--method", "mae3", "--data", str(tmp_path), "--output", str(tmp_path / "run")]) == 1
+    assert "'mae3d'" in capsys.readouterr().err
+
+
+def test_a_file_lies_over_the_preset_and_flags_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("optim: {lr: 0.5}\nmethod: {name: mae3d, mask_ratio: 0.6}\npreset: tiny\n")
+    config = _defaults("pretrain", ["--config", str(file)])
+    assert config.preset == "tiny"
+    assert config.optim.lr == 0.5
+    assert config.method.model_dump()["mask_ratio"] == 0.6
+
+
+def test_a_misspelt_key_in_a_file_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("optim: {leer: 0.5, lrr: 1}\n")
+    with pytest.raises(ConfigError, match="did you mean 'lr'"):
+        _defaults("pretrain", ["--config", str(file)])
+
+
+def test_changes_become_a_nested_dictionary() -> None:
+    assert _changes(("optim.lr=3e-4", "optim.epochs=2", "seed=4")) == {"optim": {"lr": "3e-4", "epochs": 2}, "seed": 4}
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        _changes(("optim.lr",))
