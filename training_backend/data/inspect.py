@@ -1,0 +1,56 @@
+"""What a path holds, in words: a scan, a folder of scans, or a dataset."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from training_backend.data.manifest import CaseRecord
+from training_backend.report import Table
+
+
+def inspect(path: Path) -> Table:
+    """Facts of a scan, or the cases of a folder or dataset, one row each."""
+    from training_backend.data.read import can_read
+
+    path = Path(path)
+    if (path / "dataset.json").is_file() and (path / "manifest.jsonl").is_file():
+        from training_backend.data.dataset import Dataset
+
+        dataset = Dataset.open(path)
+        return _cases(dataset.info.layout, dataset.cases())
+    if path.is_file() or not path.exists() or can_read(path):
+        return _scan(path)
+    from training_backend.data.importers import describe
+
+    described = describe(path)
+    return _cases(described.info.layout, described.cases)
+
+
+def _scan(path: Path) -> Table:
+    from training_backend.data.read import read_volumes
+
+    table = Table(("what", "value"))
+    for volume in read_volumes(path):
+        geometry = volume.geometry
+        table.add("name", volume.name)
+        table.add("modality", volume.modality)
+        table.add("voxels z, y, x", geometry.shape)
+        table.add("spacing mm z, y, x", tuple(round(mm, 4) for mm in geometry.spacing_mm))
+        table.add("oblique", f"{geometry.oblique_deg:.1f}°" if geometry.oblique_deg else "no")
+        table.add("values", f"{volume.array.dtype}, {volume.array.min()} to {volume.array.max()}")
+        for warning in volume.warnings:
+            table.add("warning", warning)
+    return table
+
+
+def _cases(layout: str, cases: Sequence[CaseRecord]) -> Table:
+    table = Table(("case", "split", "images", "label", "target", "problems"))
+    for case in cases:
+        images = ", ".join(f"{image.contrast} {image.shape or ''}".strip() for image in case.images)
+        target = "-" if case.target is None else ", ".join(f"{value:g}" for value in case.target)
+        table.add(case.id, case.split, images, "yes" if case.label else "-", target, " ".join(case.problems) or "-")
+    splits = ", ".join(f"{count} {split}" for split, count in Counter(case.split for case in cases).items())
+    table.add(f"{len(cases)} cases", splits, f"layout {layout}", "", "", "")
+    return table
