@@ -1,0 +1,96 @@
+"""Sliding window: equal to MONAI's, exact on constants, bounded in memory, cancellable."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor, nn
+
+from training_backend.evaluate import sliding
+from training_backend.evaluate.sliding import Tiling, predict_labels, predict_probabilities, with_flips
+from training_backend.tasks.base import Cancelled
+
+WINDOW = (8, 12, 16)
+
+
+def network(classes: int = 3) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv3d(1, classes, 5, padding=2), nn.Softmax(dim=1)).eval()
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 16), (21, 30, 17), (5, 40, 16), (9, 7, 11), (1, 2, 3)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.8])
+def test_equals_monai_on_every_shape_and_overlap(shape: tuple[int, int, int], overlap: float) -> None:
+    net, volume = network(), torch.rand(1, 1, *shape)
+    with torch.no_grad():
+        expected = sliding_window_inference(volume, WINDOW, 2, net, overlap=overlap, mode="gaussian")[0]
+        found = predict_probabilities(net, volume, Tiling(WINDOW, overlap, batch=3))
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_labels_are_the_argmax_of_the_probabilities() -> None:
+    net, volume, tiling = network(), torch.rand(1, 1, 19, 23, 29), Tiling(WINDOW)
+    with torch.no_grad():
+        labels = predict_labels(net, volume, tiling)
+        probabilities = predict_probabilities(net, volume, tiling)
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels.long(), probabilities.argmax(0))
+
+
+def test_probabilities_of_a_large_volume_are_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sliding, "HALF_PRECISION_FROM", 1000)
+    volume = torch.rand(1, 1, 10, 12, 16)
+    with torch.no_grad():
+        found = predict_probabilities(network(), volume, Tiling(WINDOW))
+    assert found.dtype == torch.float16
+    assert torch.allclose(found.float().sum(0), torch.ones(10, 12, 16), atol=2e-3)
+
+
+def test_labels_of_many_classes_never_allocate_classes_times_volume() -> None:
+    classes, depth = 64, 256
+    largest = 0
+
+    def many(windows: Tensor) -> Tensor:
+        index = (windows[:, 0] * classes).long().clamp_max(classes - 1)
+        return nn.functional.one_hot(index, classes).movedim(-1, 1).float()
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor):
+                largest = max(largest, out.untyped_storage().nbytes())
+            return out
+
+    volume = torch.rand(1, 1, depth, 16, 16)
+    with Watch():
+        labels = predict_labels(many, volume, Tiling((16, 16, 16)))
+    assert torch.equal(labels.long(), (volume[0, 0] * classes).long())
+    assert largest <= 2 * 4 * classes * 16**3 < 4 * classes * depth * 16**2 / 4
+
+
+def test_progress_rises_to_one_and_false_cancels() -> None:
+    shares: list[float] = []
+    volume = torch.rand(1, 1, 16, 24, 16)
+    predict_probabilities(network(), volume, Tiling(WINDOW, 0.5), lambda share: shares.append(share) is None)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    calls: list[float] = []
+
+    def stop(share: float) -> bool:
+        calls.append(share)
+        return len(calls) < 2
+
+    with pytest.raises(Cancelled):
+        predict_labels(network(), volume, Tiling(WINDOW, 0.5), stop)
+    assert len(calls) == 2
+
+
+def test_flips_make_the_prediction_equivariant() -> None:
+    predictor = with_flips(network())
+    volume = torch.rand(1, 1, *WINDOW)
+    with torch.no_grad():
+        one, other = predictor(volume), predictor(volume.flip(2, 4)).flip(2, 4)
+    assert torch.allclose(one, other, atol=1e-6)

@@ -1,0 +1,183 @@
+"""Prediction of a large volume from overlapping windows, without ever holding what it does not need.
+
+Windows are visited from the first slice to the last, and a slice is finished as soon as no later window reaches it.
+So only a slab as thick as one window is accumulated in float32; finished slices leave it as float16 or float32
+probabilities, or at once as labels, for which an array of classes x volume never exists.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training_backend.tasks.base import Cancelled, Progress
+
+Triple = tuple[int, int, int]
+Predictor = Callable[[Tensor], Tensor]
+"""Probabilities [B, K, d, h, w] of windows [B, C, d, h, w]."""
+
+HALF_PRECISION_FROM = 2**30
+"""Bytes of float32 probabilities from which float16 is returned instead."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a volume is covered.
+
+    Attributes:
+        window: voxels along (z, y, x).
+        overlap: share of a window that the next one repeats, from 0 to below 1.
+        batch: windows per forward pass.
+        accumulate_on: device of the running slab; None is where the predictor's output is.
+    """
+
+    window: Triple
+    overlap: float = 0.5
+    batch: int = 1
+    accumulate_on: torch.device | None = None
+
+
+def predict_probabilities(
+    predictor: Predictor, volume: Tensor, tiling: Tiling, progress: Progress | None = None
+) -> Tensor:
+    """Blended probabilities [K, D, H, W] of `volume` [1, C, D, H, W], on the CPU.
+
+    Windows are weighted with a Gaussian; volumes smaller than the window are padded with zeros on both sides.
+    Equals ``monai.inferers.sliding_window_inference(mode="gaussian")``.
+
+    Args:
+        predictor: network with its softmax; receives windows on the device of `volume`.
+        volume: any size.
+        tiling: window, overlap, batch and where to accumulate.
+        progress: told the share done; answering False raises `Cancelled`.
+
+    Returns:
+        float32, or float16 when float32 would take more than a gibibyte.
+    """
+    result: Tensor | None = None
+    shape = tuple(volume.shape[2:])
+    for first, slab in _slabs(predictor, volume, tiling, progress):
+        if result is None:
+            bytes_needed = 4 * slab.shape[0] * math.prod(shape)
+            dtype = torch.float16 if bytes_needed > HALF_PRECISION_FROM else torch.float32
+            result = torch.empty((slab.shape[0], *shape), dtype=dtype)
+        result[:, first : first + slab.shape[1]] = slab.to("cpu", result.dtype)
+    assert result is not None  # noqa: S101  a volume has at least one slab
+    return result
+
+
+def predict_labels(predictor: Predictor, volume: Tensor, tiling: Tiling, progress: Progress | None = None) -> Tensor:
+    """Most probable class per voxel [D, H, W] (uint8, int16 from 256 classes), with the arguments of the above."""
+    result: Tensor | None = None
+    for first, slab in _slabs(predictor, volume, tiling, progress):
+        if result is None:
+            result = torch.empty(tuple(volume.shape[2:]), dtype=torch.uint8 if slab.shape[0] <= 256 else torch.int16)
+        result[first : first + slab.shape[1]] = slab.argmax(0).to("cpu", result.dtype)
+    assert result is not None  # noqa: S101  a volume has at least one slab
+    return result
+
+
+def with_flips(predictor: Predictor, axes: Sequence[int] = (0, 1, 2)) -> Predictor:
+    """The mean of `predictor` over all combinations of flips along `axes` of (z, y, x)."""
+    combinations = [c for n in range(len(axes) + 1) for c in itertools.combinations([axis + 2 for axis in axes], n)]
+
+    def averaged(windows: Tensor) -> Tensor:
+        total = predictor(windows)
+        for dims in combinations[1:]:
+            total = total + predictor(windows.flip(dims)).flip(dims)
+        return total / len(combinations)
+
+    return averaged
+
+
+def _slabs(
+    predictor: Predictor, volume: Tensor, tiling: Tiling, progress: Progress | None
+) -> Iterator[tuple[int, Tensor]]:
+    """Finished slices in order: (first slice, probabilities [K, n, H, W])."""
+    shape = tuple(volume.shape[2:])
+    before = [max(0, size - n) // 2 for size, n in zip(tiling.window, shape, strict=True)]
+    after = [max(0, size - n) - b for size, n, b in zip(tiling.window, shape, before, strict=True)]
+    padded = F.pad(volume, [before[2], after[2], before[1], after[1], before[0], after[0]])
+    starts = [_starts(n, size, tiling.overlap) for n, size in zip(padded.shape[2:], tiling.window, strict=True)]
+    inside = tuple(slice(b, b + n) for b, n in zip(before[1:], shape[1:], strict=True))
+    slab = _Slab(tiling, tuple(padded.shape[3:]))
+    done, total = 0, math.prod(len(axis) for axis in starts)
+    for row, z in enumerate(starts[0]):
+        for corners in _batched(list(itertools.product(starts[1], starts[2])), tiling.batch):
+            windows = torch.cat([_window(padded, (z, y, x), tiling.window) for y, x in corners])
+            slab.add(predictor(windows), corners)
+            done += len(corners)
+            if progress is not None and not progress(done / total):
+                raise Cancelled
+        step = (starts[0][row + 1] if row + 1 < len(starts[0]) else padded.shape[2]) - z
+        finished = slab.finish(step)
+        low, high = max(z, before[0]), min(z + step, before[0] + shape[0])
+        if high > low:
+            yield low - before[0], finished[:, low - z : high - z, inside[0], inside[1]]
+
+
+class _Slab:
+    """Weighted sums over the slices that windows still reach: [K, window depth, H, W]."""
+
+    def __init__(self, tiling: Tiling, plane: tuple[int, ...]) -> None:
+        self.tiling, self.plane = tiling, plane
+        self.sums: Tensor | None = None
+        self.weights = torch.empty(0)
+
+    def add(self, output: Tensor, corners: Sequence[tuple[int, int]]) -> None:
+        """Add windows [B, K, d, h, w] whose first voxels in the plane are `corners`."""
+        output = output.float() if self.tiling.accumulate_on is None else output.float().to(self.tiling.accumulate_on)
+        depth, height, width = self.tiling.window
+        if self.sums is None:
+            self.sums = output.new_zeros((output.shape[1], depth, *self.plane))
+            self.weights = output.new_zeros((depth, *self.plane))
+        importance = gaussian(self.tiling.window).to(output.device)
+        for window, (y, x) in zip(output, corners, strict=True):
+            box = (..., slice(y, y + height), slice(x, x + width))
+            self.sums[box].addcmul_(window, importance)
+            self.weights[box].add_(importance)
+
+    def finish(self, count: int) -> Tensor:
+        """Mean over windows of the first `count` slices; the others move up for the next row of windows."""
+        assert self.sums is not None  # noqa: S101  every row has at least one window
+        done = self.sums[:, :count] / self.weights[:count]
+        for tensor in (self.sums.movedim(1, 0), self.weights):
+            rest = tensor[count:].clone()
+            tensor[: len(rest)] = rest
+            tensor[len(rest) :] = 0
+        return done
+
+
+@lru_cache(maxsize=8)
+def gaussian(window: Triple) -> Tensor:
+    """Weight [d, h, w] of a window's voxels: a Gaussian with sigma = size / 8 per axis, at least 0.001 anywhere."""
+    curves = []
+    for size in window:
+        distance = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+        curves.append(torch.exp(-(distance**2) / (2 * (size / 8) ** 2)))
+    weight = curves[0][:, None, None] * curves[1][None, :, None] * curves[2][None, None, :]
+    return weight.clamp_min(max(float(weight.min()), 1e-3))
+
+
+def _starts(length: int, window: int, overlap: float) -> list[int]:
+    """First voxels of windows along one axis; the last window ends with the volume."""
+    step = max(int(window * (1 - overlap)), 1)
+    count = math.ceil(max(length - window, 0) / step) + 1
+    return [min(index * step, length - window) for index in range(count)]
+
+
+def _window(volume: Tensor, start: Triple, size: Triple) -> Tensor:
+    (z, y, x), (d, h, w) = start, size
+    return volume[:, :, z : z + d, y : y + h, x : x + w]
+
+
+def _batched(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    for index in range(0, len(items), size):
+        yield items[index : index + size]
