@@ -16,7 +16,9 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
     if step < warmup:
         return optim.lr * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "poly": (1 - done) ** 0.9, "constant": 1.0}[optim.schedule]
+    shape: float = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "poly": (1 - done) ** 0.9, "constant": 1.0}[
+        optim.schedule
+    ]
     return optim.min_lr + (optim.lr - optim.min_lr) * shape
 
 

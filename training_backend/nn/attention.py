@@ -19,17 +19,19 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, first_query: int = 0) -> Tensor:
-        """Attended tokens [B, N - first_query, E] of `x` [B, N, E]; tokens before `first_query` are only attended to."""
+        """Attended tokens [B, N - first_query, E] of `x` [B, N, E]; earlier tokens are only attended to."""
         q, k, v = self._project(x, first_query)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        attended: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return attended
 
     def weights(self, x: Tensor, query: int = 0) -> Tensor:
         """Attention [B, heads, N] that token `query` of `x` [B, N, E] pays to every token."""
         _, k, _ = self._project(x, x.shape[1] - 1)
         width = x.shape[-1]
         q = F.linear(x[:, query], self.qkv.weight[:width], self.qkv.bias[:width]).unflatten(-1, (self.heads, -1))
-        return (torch.einsum("bhc,bhnc->bhn", q, k) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        scores: Tensor = torch.einsum("bhc,bhnc->bhn", q, k) * q.shape[-1] ** -0.5
+        return scores.softmax(dim=-1)
 
     def _project(self, x: Tensor, first_query: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, heads, N - first_query, c], keys and values [B, heads, N, c]."""
@@ -53,7 +55,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., E] to [..., E]."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
 
 
 class Block(nn.Module):

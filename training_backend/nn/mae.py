@@ -79,6 +79,7 @@ class MaskedAutoencoder(VitEncoder):
         decoder_depth: decoder blocks.
         decoder_heads: attention heads of the decoder.
         mlp_ratio: hidden channels of the MLPs per channel of a token.
+        mask_ratio: share of patches to hide, unless a call says otherwise.
         norm_pix_loss: compare with patches normalised to zero mean and unit (unbiased) variance.
         sigmoid: end in a sigmoid, as published (``decoder_pred.0.weight``), which only fits targets within [0, 1];
             without it the prediction is linear (``decoder_pred.weight``).
@@ -98,20 +99,21 @@ class MaskedAutoencoder(VitEncoder):
         decoder_depth: int = 8,
         decoder_heads: int = 16,
         mlp_ratio: float = 4.0,
+        mask_ratio: float = 0.75,
         norm_pix_loss: bool = False,
         sigmoid: bool = True,
         drop_path: float = 0.0,
         reference_positions: bool = False,
     ) -> None:
-        super().__init__(
-            size, patch_size, in_channels, width, depth, heads, mlp_ratio, drop_path, reference_positions
-        )
-        self.norm_pix_loss = norm_pix_loss
+        super().__init__(size, patch_size, in_channels, width, depth, heads, mlp_ratio, drop_path, reference_positions)
+        self.mask_ratio, self.norm_pix_loss = mask_ratio, norm_pix_loss
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         table = sincos_table(decoder_width, self.grid, reference_order=reference_positions)
         self.decoder_pos_embed = fixed_table(table)
-        self.decoder_blocks = nn.ModuleList(Block(decoder_width, decoder_heads, mlp_ratio) for _ in range(decoder_depth))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_width, decoder_heads, mlp_ratio) for _ in range(decoder_depth)
+        )
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=NORM_EPS)
         head = nn.Linear(decoder_width, patch_size[0] * patch_size[1] * patch_size[2] * in_channels)
         self.decoder_pred: nn.Module = nn.Sequential(head, nn.Sigmoid()) if sigmoid else head
@@ -127,13 +129,13 @@ class MaskedAutoencoder(VitEncoder):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, volume: Tensor, noise: Tensor, mask_ratio: float = 0.75) -> Tensor:
+    def forward(self, volume: Tensor, noise: Tensor, mask_ratio: float | None = None) -> Tensor:
         """Loss: mean squared error over hidden patches (0 if none is hidden).
 
         Args:
             volume: [B, C, D, H, W].
             noise: [B, L] uniform random numbers; the patches with the smallest stay visible.
-            mask_ratio: share of patches to hide.
+            mask_ratio: share of patches to hide; None takes the network's own.
         """
         pixels, masking = self._mask(volume, noise, mask_ratio)
         latent = self._encode_visible(pixels, masking, volume)
@@ -143,7 +145,7 @@ class MaskedAutoencoder(VitEncoder):
             return prediction.sum() * 0.0
         return F.mse_loss(prediction.float(), self._target(_take(pixels, masking.hidden)))
 
-    def reconstruct(self, volume: Tensor, noise: Tensor, mask_ratio: float = 0.75) -> Reconstruction:
+    def reconstruct(self, volume: Tensor, noise: Tensor, mask_ratio: float | None = None) -> Reconstruction:
         """Prediction of every patch, visible ones too; arguments as `forward`."""
         pixels, masking = self._mask(volume, noise, mask_ratio)
         latent = self._encode_visible(pixels, masking, volume)
@@ -153,7 +155,7 @@ class MaskedAutoencoder(VitEncoder):
         loss = (error * mask).sum() / mask.sum().clamp(min=1)
         return Reconstruction(loss, prediction, mask, patch_grid(tuple(volume.shape[2:]), self.patch_size))
 
-    def encode_visible(self, volume: Tensor, noise: Tensor, mask_ratio: float = 0.75) -> Tensor:
+    def encode_visible(self, volume: Tensor, noise: Tensor, mask_ratio: float | None = None) -> Tensor:
         """Latent [B, 1 + visible, E] after the final norm, class token first, visible patches in order of noise."""
         pixels, masking = self._mask(volume, noise, mask_ratio)
         return self._encode_visible(pixels, masking, volume)
@@ -165,8 +167,9 @@ class MaskedAutoencoder(VitEncoder):
         pixels = patchify(volume, self.patch_size)
         return prediction * (pixels.var(dim=-1, keepdim=True) + 1e-6).sqrt() + pixels.mean(dim=-1, keepdim=True)
 
-    def _mask(self, volume: Tensor, noise: Tensor, ratio: float) -> tuple[Tensor, Masking]:
-        return patchify(volume, self.patch_size), Masking.draw(noise, ratio)
+    def _mask(self, volume: Tensor, noise: Tensor, ratio: float | None) -> tuple[Tensor, Masking]:
+        chosen = self.mask_ratio if ratio is None else ratio
+        return patchify(volume, self.patch_size), Masking.draw(noise, chosen)
 
     def _encode_visible(self, pixels: Tensor, masking: Masking, volume: Tensor) -> Tensor:
         positions = self.positions(patch_grid(tuple(volume.shape[2:]), self.patch_size))
@@ -175,20 +178,23 @@ class MaskedAutoencoder(VitEncoder):
         x = torch.cat([first.to(tokens.dtype), tokens], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        latent: Tensor = self.norm(x)
+        return latent
 
     def _decode(self, latent: Tensor, masking: Masking, volume: Tensor, first: int) -> Tensor:
         """Predictions of the tokens from number `first` of the sequence [class, visible, hidden] on."""
         grid = patch_grid(tuple(volume.shape[2:]), self.patch_size)
         positions = resize_table(self.decoder_pos_embed, self.grid, grid)[0]
-        seen = self.decoder_embed(latent) + torch.cat([positions[:1].expand(len(latent), 1, -1),
-                                                       positions[1:][masking.visible]], dim=1)
+        seen = self.decoder_embed(latent) + torch.cat(
+            [positions[:1].expand(len(latent), 1, -1), positions[1:][masking.visible]], dim=1
+        )
         unseen = self.mask_token + positions[1:][masking.hidden]
         x = torch.cat([seen, unseen.to(seen.dtype)], dim=1)
         for block in self.decoder_blocks[:-1]:
             x = block(x)
         x = self.decoder_blocks[-1](x, first)
-        return self.decoder_pred(self.decoder_norm(x))
+        prediction: Tensor = self.decoder_pred(self.decoder_norm(x))
+        return prediction
 
     def _target(self, pixels: Tensor) -> Tensor:
         """What patches [B, n, p] should be predicted as, in float32 whatever the precision of the rest."""

@@ -14,7 +14,7 @@ def decay_groups(module: nn.Module, weight_decay: float = 0.05) -> list[dict[str
     Vectors, scalars and biases do not decay; class and mask tokens (three axes) do. Each group is a dictionary with
     `params`, their `names`, `weight_decay` and `lr_scale`.
     """
-    return layer_decay_groups(module, lambda name: 0, 0, 1.0, weight_decay)
+    return layer_decay_groups(module, lambda name: 0, 0, 1.0, weight_decay, no_decay_names=())
 
 
 def layer_decay_groups(
@@ -23,7 +23,7 @@ def layer_decay_groups(
     num_layers: int,
     decay: float,
     weight_decay: float = 0.05,
-    no_decay_names: Collection[str] = (),
+    no_decay_names: Collection[str] = ("cls_token", "pos_embed"),
 ) -> list[dict[str, Any]]:
     """Groups whose learning rate falls by `decay` for every layer below the head (BEiT's layer-wise decay).
 
@@ -33,7 +33,7 @@ def layer_decay_groups(
         num_layers: depth of the head, which gets `lr_scale` 1.
         decay: factor per layer; a parameter gets ``decay ** (num_layers - depth)``.
         weight_decay: decay of matrices.
-        no_decay_names: further parameters without decay, by name or last part of the name ("cls_token").
+        no_decay_names: further parameters without decay, by name or last part of the name.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
