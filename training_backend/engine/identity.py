@@ -9,6 +9,8 @@ from typing import Any
 
 import psutil
 
+WORKER_VARIABLE = "MED3DSSL_WORKER"
+"""Set in the environment of detached workers: they log to standard error only and may import no viewer."""
 TOLERANCE_S = 1.0
 """Creation times are read back from the kernel's clock ticks; two processes with one pid are seconds apart."""
 

@@ -17,13 +17,10 @@ from filelock import FileLock
 
 import training_backend
 from training_backend.engine.events import EventWriter
-from training_backend.engine.identity import end_tree, identity, process
+from training_backend.engine.identity import WORKER_VARIABLE, end_tree, identity, process
 from training_backend.engine.rundir import RunDirectory
 from training_backend.errors import RunError
 from training_backend.jobs.registry import RunSummary, remember, summary
-
-WORKER_VARIABLE = "MED3DSSL_WORKER"
-"""Set in the environment of a detached worker: it logs to its standard error only and may import no viewer."""
 
 _children: list[subprocess.Popen[bytes]] = []
 

@@ -212,12 +212,20 @@ def _state(run: RunDirectory, record: Mapping[str, Any]) -> tuple[str, bool]:
         fresh = _age(run.heartbeat) < STALE_S
         return (state if fresh or state == "paused" else "unreachable"), fresh
     if process(record) is not None:
-        return state, True
+        return _asked_for(run, state), True
     if state == "paused":
         return state, False  # a long pause gives the device back by ending the process
     if state == "starting" and not record.get("pid") and time.time() - float(record.get("launched") or 0) < START_S:
         return state, True
     return "lost", False
+
+
+def _asked_for(run: RunDirectory, state: str) -> str:
+    """State of a living run with what was asked of it and not yet obeyed."""
+    if state not in ("starting", "running"):
+        return state
+    pending = run.pending()
+    return "stopping" if "stop" in pending else "pausing" if "pause" in pending else state
 
 
 def _damaged(run: RunDirectory, sentence: str) -> RunSummary:

@@ -1,0 +1,123 @@
+"""The result of a run: the best model with its card, and its predictions of the validation cases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training_backend.config import RunConfig
+from training_backend.data.manifest import CaseRecord
+from training_backend.data.prepare import Prepared, stored_input
+from training_backend.data.volume import Volume
+from training_backend.data.write import write_volume
+from training_backend.engine import checkpoint
+from training_backend.engine.files import write_json
+from training_backend.engine.report import log
+from training_backend.engine.session import Session
+from training_backend.engine.state import load_evaluated
+from training_backend.engine.validate import predict_case, profile_of, validation_cases
+
+if TYPE_CHECKING:
+    from training_backend.engine.work import Work
+
+
+def export_model(session: Session) -> None:
+    """Write ``model.safetensors`` and ``card.json`` of the best checkpoint, or of the newest where none was scored."""
+    from training_backend.weights.save import save_model
+
+    work = session.work
+    if not work.runtime.is_main:
+        return
+    folder, _ = checkpoint.newest_verified(session.run.checkpoints, lambda state: True)
+    best = work.state.progress.best_step
+    if best is not None and not checkpoint.problem(checkpoint.folder_of(session.run.checkpoints, best)):
+        folder = checkpoint.folder_of(session.run.checkpoints, best)
+    if folder is None:
+        return
+    load_evaluated(work.state.evaluated, checkpoint.read(folder))
+    save_model(session.run.path, work.state.evaluated, card_of(work, checkpoint.step_of(folder)))
+    log.info("exported the model of %s", folder.name)
+
+
+def card_of(work: Work, step: int) -> dict[str, Any]:
+    """What a reader of the weights must know: how to build, prepare and judge the model, and what it learnt from."""
+    progress, info = work.state.progress, work.dataset.info
+    network = work.state.evaluated
+    return {
+        "kind": work.config.kind,
+        "config": self_contained(work.config).model_dump(mode="json"),
+        "profile": profile_of(work).model_dump(mode="json"),
+        "classes": [entry.model_dump(mode="json") for entry in info.classes],
+        "target_names": list(info.target_names),
+        "scores": {**progress.best_values, "score": progress.best_score},
+        "step": step,
+        "seconds": progress.seconds,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "dataset": {"name": info.name, "fingerprint": work.dataset.fingerprint()},
+        "licence": "",
+    }
+
+
+def self_contained(config: RunConfig) -> RunConfig:
+    """`config` with everything that the task would look up in the dataset written into it."""
+    if config.task is None or config.task.name != "segmentation":
+        return config
+    from training_backend.tasks.segmentation import class_names
+
+    return config.updated({"task": {"classes": class_names(config)}})
+
+
+def write_predictions(session: Session, stop: Callable[[], bool]) -> None:
+    """Label volumes of all validation cases on the grid of each file, and ``cases.json`` with Dice per class.
+
+    ``cases.json`` is a list of `case`, `prediction` (below the run), `image` and `label` (relative to the dataset's
+    root), `dice` by class name.
+    """
+    work = session.work
+    if work.task is None or work.needs != "labels" or not work.runtime.is_main:
+        return
+    folder, entries = session.run.predictions, []
+    folder.mkdir(exist_ok=True)
+    for case in validation_cases(work):
+        prepared = stored_input(work.dataset, case, profile_of(work))
+        labels = prepared.restore_labels(predict_case(work, work.task, prepared, stop)).astype(np.uint8)
+        path = folder / f"{case.id}.nii.gz"
+        write_volume(Volume(labels, prepared.native, name=f"{case.id} prediction"), path, overwrite=True)
+        entries.append(
+            {
+                "case": case.id,
+                "prediction": path.relative_to(session.run.path).as_posix(),
+                "image": case.images[0].path,
+                "label": case.label.path if case.label else None,
+                "dice": _dice(work, case, prepared, labels),
+            }
+        )
+    write_json(folder / "cases.json", entries)
+    log.info("wrote predictions of %d validation cases", len(entries))
+
+
+def _dice(work: Work, case: CaseRecord, prepared: Prepared, labels: npt.NDArray[np.uint8]) -> dict[str, float]:
+    """Dice per class name on the grid of the file; classes in neither volume are left out."""
+    from training_backend.data.read import read_labels
+
+    if case.label is None:
+        return {}
+    truth = read_labels(source_path(work, case.label.path), key=case.label.key).array
+    result = {}
+    for entry in work.dataset.info.classes:
+        mine, theirs = labels == entry.index, truth == entry.index
+        total = int(mine.sum()) + int(theirs.sum())
+        if entry.index and total:
+            result[entry.name] = 2.0 * int((mine & theirs).sum()) / total
+    return result
+
+
+def source_path(work: Work, path: str) -> Path:
+    """Absolute path of a source file of the dataset."""
+    folder = Path(work.config.data.dataset)
+    return Path(os.path.normpath(folder / work.dataset.info.root / path))

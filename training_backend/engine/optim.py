@@ -1,0 +1,43 @@
+"""AdamW over groups of parameters, and the learning rate of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from training_backend.config import OptimConfig
+from training_backend.engine.schedule import learning_rate
+from training_backend.nn.param_groups import decay_groups, layer_decay_groups
+
+
+def make_optimizer(
+    network: nn.Module,
+    optim: OptimConfig,
+    layer_id: Callable[[str], int] | None = None,
+    precision: str = "fp32",
+) -> Optimizer:
+    """AdamW; fused on a GPU, with slower learning in early layers when `optim.layer_decay` is below 1.
+
+    Args:
+        network: already on its device.
+        optim: rates and decays.
+        layer_id: depth of a parameter by name; the deepest one found learns at the full rate.
+        precision: "fp16" keeps gradients scaled until they are clipped, which the fused kernel does not support.
+    """
+    if layer_id is not None and optim.layer_decay < 1:
+        depth = max(layer_id(name) for name, parameter in network.named_parameters() if parameter.requires_grad)
+        groups = layer_decay_groups(network, layer_id, depth, optim.layer_decay, optim.weight_decay)
+    else:
+        groups = decay_groups(network, optim.weight_decay)
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return AdamW(groups, lr=optim.lr, betas=optim.betas, fused=(on_gpu and precision != "fp16") or None)
+
+
+def set_learning_rate(optimizer: Optimizer, step: int, total_steps: int, optim: OptimConfig, factor: float) -> float:
+    """Give every group the learning rate of `step` times its own scale; answers the unscaled one."""
+    rate = learning_rate(step, total_steps, optim) * factor
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+    return rate

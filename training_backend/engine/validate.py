@@ -1,0 +1,127 @@
+"""How good the network is now: the loss on fixed views when pre-training, the task's metrics on whole cases after."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from training_backend.data.loader import ViewLoader
+from training_backend.data.manifest import CaseRecord
+from training_backend.data.prepare import InputProfile, Prepared, stored_input
+from training_backend.engine import seeds
+from training_backend.tasks.base import Cancelled, CaseResult, Task
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from training_backend.engine.work import Work
+
+MOST_VIEWS = 64
+"""Views that the validation loss of pre-training is averaged over."""
+
+
+def validate(work: Work, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    """Metrics of the network that would be exported now; "score" is what the best one is chosen by.
+
+    Returns:
+        Metrics by name; empty for a task without a single labelled validation case.
+
+    Raises:
+        Cancelled: `stop` answered True in the middle.
+    """
+    network = work.state.evaluated
+    network.eval()
+    with torch.no_grad():
+        if work.task is None:
+            return _view_loss(work, stop)
+        return _case_metrics(work, work.task, stop)
+
+
+def improves(work: Work, score: float) -> bool:
+    """Whether `score` beats the best so far: a task's is maximised, the loss of pre-training minimised."""
+    best = work.state.progress.best_score
+    if not math.isfinite(score):
+        return False
+    return best is None or (score > best if work.task else score < best)
+
+
+def validation_cases(work: Work, split: str = "val") -> list[CaseRecord]:
+    """Cases of `split` that have what the task needs."""
+    cases = work.dataset.cases(split=split)
+    if work.needs == "labels":
+        return [case for case in cases if case.label is not None]
+    if work.needs == "target":
+        return [case for case in cases if case.target is not None]
+    return list(cases)
+
+
+def predict_case(work: Work, task: Task, prepared: Prepared, stop: Callable[[], bool]) -> npt.NDArray[np.float32]:
+    """Probabilities [K, D, H, W] or values [K] of one case."""
+    volume = torch.from_numpy(np.ascontiguousarray(prepared.array))[None].to(work.runtime.device)
+    with torch.no_grad(), work.runtime.autocast():
+        output = task.predict(work.state.evaluated, work.config, volume, lambda share: not stop())
+    result: npt.NDArray[np.float32] = output.float().cpu().numpy()
+    return result
+
+
+def profile_of(work: Work) -> InputProfile:
+    """How whole cases are prepared for this run's network."""
+    return InputProfile.of(work.config, work.dataset.info)
+
+
+def _view_loss(work: Work, stop: Callable[[], bool]) -> dict[str, float]:
+    """Mean loss over fixed views with fixed masks; of training cases where no case is held out."""
+    runtime, sums = work.runtime, torch.zeros(2, dtype=torch.float64)
+    for start, views in _fixed_views(work):
+        _check(work, stop)
+        micro = work.state.progress.micro_batch
+        for offset in range(0, len(views), micro):
+            part = views[offset : offset + micro]
+            slot = start + runtime.rank * work.views_per_process + offset
+            generator = seeds.generator(work.config.seed, seeds.VALIDATION, slot)
+            batch = work.loader.to_batch(part, runtime.device)
+            with runtime.autocast():
+                loss = work.loss(work.state.evaluated, batch, generator).loss
+            sums += torch.tensor([float(loss.item()) * len(part), len(part)], dtype=torch.float64)
+    total, count = runtime.total(sums.to(runtime.device)).tolist()
+    mean = total / max(count, 1)
+    return {"loss": mean, "score": mean}
+
+
+def _fixed_views(work: Work) -> Iterator[tuple[int, object]]:
+    config = work.config.updated({"data": {"workers": 0}})
+    split = "val" if work.dataset.cases(split="val") else "train"
+    loader = ViewLoader(work.dataset, config, split=split, rank=work.runtime.rank, world=work.runtime.world)
+    batch = config.optim.batch_size
+    steps = math.ceil(min(MOST_VIEWS, loader.views_per_epoch) / batch)
+    return ((index * batch, views) for index, views in enumerate(itertools.islice(loader.batches(0), steps)))
+
+
+def _case_metrics(work: Work, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
+    cases, profile = validation_cases(work), profile_of(work)
+    results = []
+    for case in cases[work.runtime.rank :: work.runtime.world]:
+        _check(work, stop)
+        prepared = stored_input(work.dataset, case, profile)
+        results.append(case_result(case, prepared, predict_case(work, task, prepared, stop)))
+    everyone = sorted(work.runtime.gather(results), key=lambda result: result.case_id)
+    return dict(task.evaluate(work.config, everyone)) if everyone else {}
+
+
+def case_result(case: CaseRecord, prepared: Prepared, output: npt.NDArray[np.float32]) -> CaseResult:
+    """Prediction and truth of a case on the grid of the network's input."""
+    spacing = prepared.geometry.spacing_mm
+    if prepared.label is not None and output.ndim == 4:
+        return CaseResult(case.id, output.argmax(0).astype(np.uint8), prepared.label, spacing)
+    return CaseResult(case.id, output, np.asarray(case.target, np.float32), spacing)
+
+
+def _check(work: Work, stop: Callable[[], bool]) -> None:
+    """Give up when the process must end; several processes go on, since all must agree."""
+    if work.runtime.world == 1 and stop():
+        raise Cancelled

@@ -1,0 +1,114 @@
+"""What a run computes with: network, loss, optimiser and views, built from its configuration alone."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from training_backend.config import RunConfig
+from training_backend.config.registry import method as find_method
+from training_backend.config.registry import task as find_task
+from training_backend.data.dataset import Dataset
+from training_backend.data.loader import ViewLoader
+from training_backend.engine import seeds
+from training_backend.engine.memory import tune_blocks
+from training_backend.engine.optim import make_optimizer
+from training_backend.engine.runtime import Runtime
+from training_backend.engine.state import Progress, TrainState, averaged
+from training_backend.methods.base import Batch, StepOutput
+
+if TYPE_CHECKING:
+    from training_backend.methods.base import Method
+    from training_backend.tasks.base import Task
+
+VALIDATIONS = 20
+"""Most validations of a run that does not say how often it validates."""
+
+
+@dataclass
+class Work:
+    """Everything a training step needs, without a run directory.
+
+    Attributes:
+        loss: loss of a batch, the method's or the task's.
+        task: the downstream task, or None when pre-training.
+        total_steps: planned optimiser steps.
+        steps_per_epoch: optimiser steps in one pass over the training cases; not a whole number in general.
+    """
+
+    config: RunConfig
+    runtime: Runtime
+    dataset: Dataset
+    loader: ViewLoader
+    state: TrainState
+    loss: Callable[[nn.Module, Batch, torch.Generator], StepOutput]
+    method: Method
+    task: Task | None
+    total_steps: int
+    steps_per_epoch: float
+
+    @property
+    def views_per_process(self) -> int:
+        """Views of one optimiser step that a process computes."""
+        return math.ceil(self.config.optim.batch_size / self.runtime.world)
+
+    @property
+    def validation_steps(self) -> int:
+        """Optimiser steps between validations."""
+        given = self.config.engine.val_steps
+        return given or max(1, math.ceil(self.steps_per_epoch), math.ceil(self.total_steps / VALIDATIONS))
+
+    @property
+    def needs(self) -> str | None:
+        """What the loss needs besides the volume: "labels", "target" or nothing."""
+        return self.task.needs if self.task else None
+
+
+def open_work(config: RunConfig, runtime: Runtime) -> Work:
+    """Build everything for `config`; weights start from the seed and from `config.weights`."""
+    method = find_method(config.method.name)
+    task = find_task(config.task.name) if config.task else None
+    dataset = Dataset.open(config.data.dataset)
+    loader = ViewLoader(dataset, config, needs=task.needs if task else None, rank=runtime.rank, world=runtime.world)
+    network = build_network(config, method, task).to(runtime.device)
+    layer_id = functools.partial(task.layer_id, network) if task else None
+    optimizer = make_optimizer(network, config.optim, layer_id, runtime.precision)
+    state = TrainState(network, optimizer, averaged(network, config.optim.ema), Progress())
+    state.progress.micro_batch = config.engine.micro_batch or math.ceil(config.optim.batch_size / runtime.world)
+    tune_blocks(network, config.engine)
+    return Work(
+        config=config,
+        runtime=runtime,
+        dataset=dataset,
+        loader=loader,
+        state=state,
+        loss=(task or method).training_step,
+        method=method,
+        task=task,
+        total_steps=loader.total_steps,
+        steps_per_epoch=loader.views_per_epoch / config.optim.batch_size,
+    )
+
+
+def build_network(config: RunConfig, method: Method, task: Task | None) -> nn.Module:
+    """Network on the CPU with initial weights drawn from the seed, then overlaid by `config.weights` if given."""
+    from training_backend.weights.report import init_from
+
+    seeds.generator(config.seed, seeds.INIT)
+    if task is None:
+        network = method.build(config)
+        start: nn.Module = network
+    else:
+        encoder = method.build_encoder(config)
+        network = task.build(config, encoder)
+        start = encoder  # type: ignore[assignment]
+    if config.weights:
+        logging.getLogger(__name__).info("%s", init_from(start, config.weights))
+    return network
