@@ -12,7 +12,6 @@ overlay exactly; for axis-aligned scans this is the plain (-z0, y0, x0) in milli
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,20 +59,19 @@ def token_geometry(geometry: Geometry, voxels: Shape, grid: Shape) -> Geometry:
     return geometry.resampled((dz * voxels[0], dy * voxels[1], dx * voxels[2]), grid)
 
 
-def volume_layer(volume: Volume, *, name: str = "", **extra: Any) -> LayerData:
-    """Image layer of a scan, with the window of its modality."""
+def volume_layer(volume: Volume, *, name: str = "", visible: bool = True) -> LayerData:
+    """Image layer of a scan, with the window of its file or modality."""
     from training_backend.data.windows import display_limits
 
-    limits = display_limits(volume)
-    return picture_layer(
+    data, options, kind = picture_layer(
         volume.array,
         volume.geometry,
         name or volume.name,
-        limits=limits,
+        limits=display_limits(volume),
         modality=volume.modality,
         provenance=dict(volume.meta),
-        **extra,
     )
+    return data, {**options, "visible": visible}, kind
 
 
 def picture_layer(
@@ -90,7 +88,7 @@ def picture_layer(
 
     Args:
         array: (z, y, x), or (z, y, x, 3) for role "rgb".
-        geometry: the grid that `array` lies on, or the network input's grid when `voxels` says that an element is a token.
+        geometry: grid of `array`, or of the network input where `voxels` makes an element a token.
         name: layer name.
         role: key of `ROLES`.
         voxels: input voxels per element along (z, y, x).
@@ -167,8 +165,13 @@ def geometry_of(layer: Any) -> Geometry:
             f"The layer {layer.name!r} has {shape} voxels, but the scan it was made from has {geometry.shape}.",
             "Undo the change of its shape, or open the file again.",
         )
-    z, y, x = (abs(float(value)) for value in layer.scale[-3:])
-    origin_z, origin_y, origin_x = (float(value) for value in layer.translate[-3:])
+    return geometry_of_scale(shape, layer.scale, layer.translate)
+
+
+def geometry_of_scale(shape: Shape, scale: Sequence[float], translate: Sequence[float]) -> Geometry:
+    """Grid that a layer's scale and translate describe, taken as (-S, P, L) millimetres."""
+    z, y, x = (abs(float(value)) for value in scale[-3:])
+    origin_z, origin_y, origin_x = (float(value) for value in translate[-3:])
     return Geometry.from_spacing(shape, (z, y, x), (origin_x, origin_y, -origin_z))
 
 
@@ -195,18 +198,35 @@ def add(viewer: Any, layer: LayerData) -> Any:
     return getattr(viewer, f"add_{kind}")(data, **options)
 
 
-def layers_of_file(path: Path) -> list[LayerData]:
-    """All layers of a file or DICOM folder: one per contrast, labels where the values are integers of few classes."""
-    from training_backend.data.read import read_volumes
+def layers_of_volumes(volumes: Sequence[Volume]) -> list[LayerData]:
+    """Layers of the volumes of one file: labels layers for label maps, image layers for everything else.
 
-    return [labels_layer(v.array, v.geometry, v.name, provenance=dict(v.meta)) if is_labels(v) else volume_layer(v)
-            for v in read_volumes(path)]  # fmt: skip
+    Of several contrasts only the first is visible.
+    """
+    layers: list[LayerData] = []
+    for volume in volumes:
+        if is_labels(volume):
+            provenance = {**volume.meta, "kind": "labels"}
+            layers.append(
+                labels_layer(volume.array, volume.geometry, volume.name, _named(volume), provenance=provenance)
+            )
+        else:
+            layers.append(volume_layer(volume, visible=not layers))
+    return layers
+
+
+def _named(volume: Volume) -> tuple[ClassEntry, ...]:
+    """Class table with the names that the file itself gives."""
+    from training_backend.data.classes import class_table
+
+    names = volume.meta.get("class_names")
+    return class_table((int(value) for value in np.unique(volume.array)), names) if names else ()
 
 
 def is_labels(volume: Volume) -> bool:
     """Whether a volume looks like a label map: said so by its reader, or few small non-negative integers."""
-    if "labels" in volume.meta:
-        return bool(volume.meta["labels"])
+    if "kind" in volume.meta:
+        return bool(volume.meta["kind"] == "labels")
     array = volume.array
     if not (np.issubdtype(array.dtype, np.integer) or array.dtype == bool) or array.size == 0:
         return False
@@ -214,7 +234,8 @@ def is_labels(volume: Volume) -> bool:
     if low < 0 or high > 1024:
         return False
     background = np.count_nonzero(array == 0) / array.size
-    return background > 0.3 and np.count_nonzero(np.bincount(array.ravel())) <= 128 and _is_flat(array)
+    few = np.count_nonzero(np.bincount(array.ravel())) <= 128
+    return bool(background > 0.3 and few and _is_flat(array))
 
 
 def _is_flat(array: npt.NDArray[Any]) -> bool:
