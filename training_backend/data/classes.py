@@ -58,7 +58,7 @@ def palette(count: int = _LONGEST) -> tuple[str, ...]:
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     seen = _seen(grid)
     light = seen[0][:, 0]
-    usable = (light > 0.4) & (light < 0.95)  # neither lost in the black of a scan nor in its white
+    usable = (light > 0.5) & (light < 0.95)  # neither lost in the black of a scan nor in its white
     grid, seen = grid[usable], seen[:, usable]
     chosen = list(OKABE_ITO[:count])
     nearest = np.full(len(grid), np.inf)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 
 from training_backend.data.nifti import scaled
 from training_backend.data.volume import Array
@@ -34,7 +34,7 @@ def pixels(requests: Sequence[Request]) -> list[Array]:
 def _stored(path: Path) -> tuple[Array, bool]:
     """All frames of a file, and whether they are rescaled already."""
     try:
-        dataset = pydicom.dcmread(path)
+        dataset = pydicom.dcmread(path, force=True)
         if _decodes(dataset):
             return dataset.pixel_array, False
         return _by_gdcm(path, dataset)
@@ -44,7 +44,9 @@ def _stored(path: Path) -> tuple[Array, bool]:
 
 
 def _decodes(dataset: pydicom.Dataset) -> bool:
-    syntax = dataset.file_meta.TransferSyntaxUID
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    if syntax is None:  # an old file without the mark; GDCM guesses better
+        return False
     return not syntax.is_compressed or bool(get_decoder(syntax).is_available)
 
 

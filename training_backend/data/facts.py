@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from training_backend.data.volume import Array, Geometry, Shape, Triple
-from training_backend.errors import GeometryError
+from training_backend.errors import DataError, GeometryError
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npz", ".npy", ".dcm", ".ima")
 """Endings of readable files; DICOM files without an ending are recognised by content."""
@@ -76,8 +76,6 @@ def shear_warning(affine: Array) -> list[str]:
 
 def chosen(path: Path, key: str, count: int) -> range:
     """Indices of the contrasts to read from a file that holds `count`: all, or the one that `key` names."""
-    from training_backend.errors import DataError
-
     if not key:
         return range(count)
     if not key.isdecimal() or int(key) >= count:

@@ -29,6 +29,8 @@ def check_file(path: Path) -> Path:
         raise DataError(f"{path} is not a file.", "Give a scan, or a folder of DICOM files.")
     if path.stat().st_size == 0:
         raise DataError(f"{path.name} is empty (0 bytes).", _COPY_AGAIN)
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path.name} may not be read by this user.", "Ask for the right to read it.")
     return path
 
 
@@ -161,8 +163,3 @@ def non_finite_warning(array: Array) -> list[str]:
     if not count:
         return []
     return [f"{count:,} of {array.size:,} voxels are not numbers (NaN or infinite)."]
-
-
-def readable(path: Path) -> bool:
-    """Whether the file may be opened by this user."""
-    return os.access(path, os.R_OK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from training_backend.data.facts import ImageFacts, chosen, geometry_of, lps_to_ras, scan_name, shear_warning, suffix_of
-from training_backend.data.integrity import check_claim, check_file, inflated
+from training_backend.data.integrity import check_claim, check_file, check_memory, inflated
 from training_backend.data.volume import Array, Geometry, Shape, Volume
 from training_backend.errors import DataError, GeometryError
 
@@ -39,7 +40,8 @@ def read(path: Path, key: str = "") -> list[Volume]:
     reader = _open(path)
     geometry, warnings = _geometry(path, reader)
     count = _contrasts(path, reader)
-    _dtype(path, reader)
+    dtype = _dtype(path, reader)
+    check_memory(path, 2 * math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * dtype.itemsize)
     stored = sitk.GetArrayFromImage(_guarded(path, reader.Execute))
     if reader.GetDimension() == 4:
         stored = np.moveaxis(stored, 0, -1)  # (t, z, y, x) to (z, y, x, t)
@@ -196,30 +198,24 @@ def _nrrd_payload(path: Path) -> _Payload | None:
 
 
 _META_SIZES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+_META_TYPE = re.compile(r"MET_U?(CHAR|SHORT|INT|LONG_LONG|LONG|FLOAT|DOUBLE)")
 
 
 def _meta_payload(path: Path) -> _Payload | None:
     with path.open("rb") as stream:
         head = stream.read(_LARGEST_HEADER)
-    end = re.search(rb"^ElementDataFile\s*=\s*(.*?)\s*?\n", head, re.MULTILINE)
+    end = re.search(rb"^ElementDataFile[ \t]*=[ \t]*(.*?)[ \t]*(?:\r?\n|\Z)", head, re.MULTILINE)
     if end is None:
         raise DataError(f"{path.name} is not a MetaImage: its header names no ElementDataFile.", "Check what it is.")
     text = head[: end.start()].decode("utf-8", "replace")
     fields = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
     sizes = tuple(int(word) for word in fields.get("DimSize", "").split() if word.isdecimal())
-    itemsize = _META_SIZES.get(
-        fields.get("ElementType", "")
-        .removeprefix("MET_")
-        .replace("ULONG", "LONG")
-        .replace("UCHAR", "CHAR")
-        .replace("USHORT", "SHORT")
-        .replace("UINT", "INT")
-    )
+    kind = _META_TYPE.fullmatch(fields.get("ElementType", ""))
     local = end[1].decode("utf-8", "replace")
     skips = fields.get("HeaderSize", "0") != "0" or fields.get("BinaryData", "True").lower() != "true"
-    if skips or not sizes or itemsize is None or local == "LIST" or "%" in local:
+    if skips or not sizes or kind is None or local.startswith("LIST") or "%" in local:
         return None
     channels = int(fields.get("ElementNumberOfChannels", "1"))
     file, start = (path, end.end()) if local.upper() == "LOCAL" else (path.parent / local, 0)
     compressed = fields.get("CompressedData", "False").lower() == "true"
-    return _Payload(file, start, compressed, (*sizes, channels), itemsize)
+    return _Payload(file, start, compressed, (*sizes, channels), _META_SIZES[kind[1]])

@@ -18,7 +18,7 @@ from training_backend.errors import DataError, GeometryError
 
 _LARGEST_HEADER = 1 << 24  # header extensions beyond 16 MB are a damaged offset
 _KEPT_FIELDS = ("pixdim", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
-_LABEL = re.compile(rb'<Label\s[^>]*?Key="(\d+)"[^>]*>\s*(?:<!\[CDATA\[)?([^<\]]*)')
+_LABEL = re.compile(rb'<Label\s[^>]*?Key="(\d+)"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))')
 
 
 def probe(path: Path, key: str = "") -> ImageFacts:
@@ -42,7 +42,12 @@ def read(path: Path, key: str = "") -> list[Volume]:
     buffer = read_exactly(path, offset + size)
     stored = np.frombuffer(buffer, dtype, count=size // dtype.itemsize, offset=offset)
     stored = stored.reshape((*shape, count), order="F")
-    meta = {"format": "NIfTI", "file": path.name, "warnings": warnings, "nifti": _kept(header)}
+    meta: dict[str, Any] = {
+        "format": "NIfTI",
+        "file": path.name,
+        "warnings": warnings,
+        "nifti": _kept(header, geometry),
+    }
     if names := _class_names(header):
         meta["class_names"] = names
     if (low := float(header["cal_min"])) < (high := float(header["cal_max"])):
@@ -81,8 +86,8 @@ def scaled(stored: Array, slope: float, intercept: float) -> Array:
 def _read_header(path: Path) -> nib.Nifti1Header:
     check_file(path)
     head = read_head(path, 544)
-    sizes = {int.from_bytes(head[:4], order) for order in ("little", "big")}  # type: ignore[arg-type]
-    kind = nib.Nifti2Header if 540 in sizes else nib.Nifti1Header
+    sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
+    kind: Any = nib.Nifti2Header if 540 in sizes else nib.Nifti1Header
     if not sizes & {348, 540} or len(head) < kind.sizeof_hdr:
         raise DataError(f"{path.name} is not a NIfTI file: it does not begin with a NIfTI header.", "Check what it is.")
     offset = int(kind(head[: kind.sizeof_hdr], check=False)["vox_offset"])
@@ -92,7 +97,7 @@ def _read_header(path: Path) -> nib.Nifti1Header:
             "Pairs of .hdr and .img are not read: convert to .nii.gz.",
         )
     try:
-        header = kind.from_fileobj(BytesIO(read_head(path, offset)), check=False)
+        header: nib.Nifti1Header = kind.from_fileobj(BytesIO(read_head(path, offset)), check=False)
     except (HeaderDataError, ValueError) as error:
         raise DataError(f"The header of {path.name} cannot be read: {error}.", "Export the scan again.") from error
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
@@ -168,11 +173,12 @@ def _geometry(path: Path, header: nib.Nifti1Header, shape: Shape) -> tuple[Geome
     return geometry, warnings + shear_warning(affine)
 
 
-def _kept(header: nib.Nifti1Header) -> dict[str, Any]:
+def _kept(header: nib.Nifti1Header, geometry: Geometry) -> dict[str, Any]:
     """What a writer needs to restore both orientations bit for bit; free text, which may name people, stays behind."""
     kept = {name: np.asarray(header[name]).tolist() for name in _KEPT_FIELDS}
     codes = {name: int(header[name]) for name in ("sform_code", "qform_code", "xyzt_units")}
-    return {"version": 2 if isinstance(header, nib.Nifti2Header) else 1, **codes, **kept}
+    version = 2 if isinstance(header, nib.Nifti2Header) else 1
+    return {"version": version, "grid": geometry.to_dict(), "fields": {**codes, **kept}}
 
 
 def _class_names(header: nib.Nifti1Header) -> dict[str, str]:
@@ -180,5 +186,6 @@ def _class_names(header: nib.Nifti1Header) -> dict[str, str]:
     for extension in header.extensions:
         content = extension.get_content()
         if isinstance(content, bytes) and b"<LabelTable>" in content:
-            return {key.decode(): name.decode("utf-8", "replace").strip() for key, name in _LABEL.findall(content)}
+            rows = ((key, quoted or plain) for key, quoted, plain in _LABEL.findall(content))
+            return {key.decode(): name.decode("utf-8", "replace").strip() for key, name in rows}
     return {}

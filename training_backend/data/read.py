@@ -100,10 +100,11 @@ def whole_numbers(array: Array, name: str) -> Array:
     """`array` as the smallest integer type that holds its values; `name` is for the error sentence."""
     if array.dtype.kind == "f":
         rounded = np.rint(array)
-        if not np.array_equal(rounded, array):
-            odd = array[rounded != array].flat[0]
+        odd = (rounded != array) | (np.abs(array) > 2**53)
+        if odd.any():
+            value = array[odd].flat[0]
             raise DataError(
-                f"{name} is not a label map: it holds {odd:g}; whole numbers are expected.", "Choose the label file."
+                f"{name} is not a label map: it holds {value:g}; whole numbers are expected.", "Choose the label file."
             )
         array = rounded
     elif array.dtype.kind == "b":

@@ -50,7 +50,7 @@ def resample(array: Array, source: Geometry, target: Geometry, *, nearest: bool 
 def resample_like(volume: Volume, reference: Volume) -> Volume:
     """`volume` on the grid of `reference`, so that both overlay voxel for voxel.
 
-    Label maps take the nearest voxel and 0 outside; images are interpolated linearly and take their lowest value outside.
+    Label maps take the nearest voxel and 0 outside; images are interpolated and take their lowest value outside.
     """
     labels = volume.meta.get("kind") == "labels"
     array = resample(volume.array, volume.geometry, reference.geometry, nearest=labels, fill=_outside(volume, labels))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training_backend.data.volume import Array, Triple
+from training_backend.data.volume import Array
 from training_backend.errors import GeometryError
 
 Floats = npt.NDArray[np.float64]
@@ -127,9 +127,3 @@ def _step(positions: Floats, slots: npt.NDArray[np.int_], direction: Floats) -> 
     if stray > max(_STRAY, _STRAY * pitch):
         warnings.append(f"Slices lie up to {stray:.2f} mm beside a straight stack; they are shown as if on it.")
     return step, warnings
-
-
-def mean_spacing(affine_lps: Array) -> Triple:
-    """Millimetres along (slice, row, column) of a stack."""
-    x, y, z = np.linalg.norm(affine_lps[:3, :3], axis=0)
-    return (float(z), float(y), float(x))

@@ -9,14 +9,13 @@ import gzip
 import os
 import shutil
 import tempfile
+from io import IOBase
 from pathlib import Path
-from typing import Any
-from xml.sax.saxutils import escape
+from typing import Any, cast
 
 import nibabel as nib
-import numpy as np
 
-from training_backend.data.facts import suffix_of
+from training_backend.data.facts import shear_warning, suffix_of
 from training_backend.data.read import whole_numbers
 from training_backend.data.volume import Array, Volume
 from training_backend.errors import DataError
@@ -84,7 +83,7 @@ def _write_nifti(volume: Volume, path: Path, *, compressed: bool) -> None:
             with gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=4, mtime=0) as zipped:
                 image.to_stream(zipped)
         else:
-            image.to_stream(stream)
+            image.to_stream(cast(IOBase, stream))
 
 
 def _nifti_header(volume: Volume, kept: dict[str, Any], kind: type[nib.Nifti1Header]) -> nib.Nifti1Header:
@@ -92,32 +91,25 @@ def _nifti_header(volume: Volume, kept: dict[str, Any], kind: type[nib.Nifti1Hea
     affine = volume.geometry.affine
     header = kind()
     header.set_data_shape(volume.geometry.source_shape)
-    if kept:
-        for name in set(kept) - {"version"}:
-            header[name] = kept[name]
-        if kept["sform_code"] > 0:
-            header.set_sform(affine, kept["sform_code"])
-        if np.array_equal(header.get_best_affine(), affine):
-            _set_window(volume, header)
-            return header
-    header = kind()
-    header.set_data_shape(volume.geometry.source_shape)
+    if window := volume.meta.get("window"):
+        header["cal_min"], header["cal_max"] = window
+    if kept and kept["grid"] == volume.geometry.to_dict():
+        for name, value in kept["fields"].items():
+            header[name] = value
+        if header["sform_code"] > 0:
+            header.set_sform(affine, int(header["sform_code"]))
+        return header
     header.set_sform(affine, _SCANNER)
-    header.set_qform(affine, _SCANNER, strip_shears=True)
+    header.set_qform(affine, 0 if shear_warning(affine) else _SCANNER, strip_shears=True)
     header["xyzt_units"] = _MILLIMETRES
-    _set_window(volume, header)
     return header
 
 
-def _set_window(volume: Volume, header: nib.Nifti1Header) -> None:
-    if window := volume.meta.get("window"):
-        header["cal_min"], header["cal_max"] = window
-
-
 def _label_table(names: dict[str, str]) -> bytes:
-    rows = "\n".join(f'<Label Key="{key}"><![CDATA[{escape(name)}]]></Label>' for key, name in names.items())
-    text = f'<CaretExtension><VolumeInformation Index="0"><LabelTable>\n{rows}\n</LabelTable></VolumeInformation></CaretExtension>'
-    return text.encode()
+    plain = {key: name.replace("]]>", "") for key, name in names.items()}
+    rows = "\n".join(f'<Label Key="{key}"><![CDATA[{name}]]></Label>' for key, name in plain.items())
+    table = f"<LabelTable>\n{rows}\n</LabelTable>"
+    return f'<CaretExtension><VolumeInformation Index="0">{table}</VolumeInformation></CaretExtension>'.encode()
 
 
 def _write_itk(volume: Volume, path: Path, overwrite: bool) -> None:
@@ -129,7 +121,7 @@ def _write_itk(volume: Volume, path: Path, overwrite: bool) -> None:
     image = to_image(volume.array, volume.geometry)
     for key, name in (volume.meta.get("class_names") or {}).items():
         image.SetMetaData(f"Segment{key}_LabelValue", str(key))
-        image.SetMetaData(f"Segment{key}_Name", str(name))
+        image.SetMetaData(f"Segment{key}_Name", " ".join(str(name).split()))
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         sitk.WriteImage(image, str(folder / path.name), useCompression=True)
@@ -140,7 +132,7 @@ def _write_itk(volume: Volume, path: Path, overwrite: bool) -> None:
         for file in written:
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
-            os.replace(file, path.parent / file.name)
+            file.replace(path.parent / file.name)
         sync_folder(path.parent)
     except OSError as error:
         raise disk_error(error, path) from error
