@@ -127,7 +127,7 @@ class Geometry:
                 "Give an array made for this scan.",
             )
 
-    def cropped(self, start: Shape, shape: Shape) -> Geometry:
+    def cropped(self, start: Shape | Triple, shape: Shape) -> Geometry:
         """Canonical geometry of the sub-box that begins at voxel `start` (z, y, x) and has `shape` voxels."""
         return self._canonical_with(np.asarray(start, float), self.spacing_mm, shape)
 

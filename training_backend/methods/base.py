@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from training_backend.data.views import Batch
 from training_backend.nn.output import EncoderOutput
 
 if TYPE_CHECKING:
@@ -29,22 +30,6 @@ class Card:
     url: str
     weights_licence: str
     """Licence of the authors' published weights."""
-
-
-@dataclass
-class Batch:
-    """What the loader hands to a method or a task; tensors already on the device and intensity-normalised.
-
-    Shapes: `volume` [B, C, D, H, W] float; `labels` [B, D, H, W] int64 or None, 255 where unlabelled; `target` [B] or
-    [B, K] or None; `padding` [B, D, H, W] bool or None, true where the view reaches outside the scan.
-    """
-
-    volume: Tensor
-    case_ids: Sequence[str]
-    labels: Tensor | None = None
-    target: Tensor | None = None
-    padding: Tensor | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,0 +1,174 @@
+"""Random changes of training views: parameters drawn per view from its key, applied to the batch on its device.
+
+Drawing is apart from applying: `draw` needs numpy only and a view's key, so a view is changed in the same way in any
+batch, with any number of workers; `apply` then works on all views of a micro-batch at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from training_backend.config.data import AugmentConfig
+from training_backend.data.views import IGNORED, Batch, Key, generator
+from training_backend.data.volume import Triple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AUGMENT = 1  # sets these numbers apart from those that placed the crop
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to one view.
+
+    Attributes:
+        flip: axes (z, y, x) to flip.
+        matrix: 3 x 3 from output to input millimetres about the centre, or None without rotation and zoom.
+        noise: standard deviation, in units of the network input.
+        sigma: of the smoothing, voxels along (z, y, x), or None.
+        gamma: exponent of the contrast change, or None.
+        seed: of the noise pattern.
+    """
+
+    flip: tuple[bool, bool, bool]
+    matrix: npt.NDArray[np.float64] | None
+    noise: float
+    sigma: Triple | None
+    gamma: float | None
+    seed: int
+
+
+def draw(config: AugmentConfig, key: Key) -> Change:
+    """The change of the view with `key`; every number is drawn whether used or not, so settings do not interfere."""
+    rng = generator(*key, _AUGMENT)
+    chance = rng.random(8)
+    angles = np.radians(config.rotate_deg) * rng.uniform(-1, 1, 3)
+    zoom = 1 + config.scale_range * rng.uniform(-1, 1)
+    noise = rng.uniform(0, 0.1)
+    sz, sy, sx = rng.uniform(0.5, 1.0, 3)
+    gamma = rng.uniform(0.75, 1.25)
+    seed = int(rng.integers(2**62))
+    turned, zoomed = chance[3] < config.rotate, chance[4] < config.scale
+    matrix = None
+    if turned or zoomed:
+        matrix = (_rotation(angles) if turned else np.eye(3)) / (zoom if zoomed else 1.0)
+    flips = [bool(chance[axis] < config.flip[axis]) for axis in range(3)]
+    return Change(
+        flip=(flips[0], flips[1], flips[2]),
+        matrix=matrix,
+        noise=float(noise) if chance[5] < config.noise else 0.0,
+        sigma=(float(sz), float(sy), float(sx)) if chance[6] < config.smooth else None,
+        gamma=float(gamma) if chance[7] < config.contrast else None,
+        seed=seed,
+    )
+
+
+def apply(batch: Batch, changes: Sequence[Change], spacing_mm: Sequence[Triple]) -> Batch:
+    """`batch` with each view changed; labels and padding follow the geometry with nearest neighbours.
+
+    Args:
+        batch: intensity-normalised views; its tensors may be changed in place.
+        changes: one per view.
+        spacing_mm: of each view along (z, y, x), so that rotations are rigid in space.
+    """
+    _flip(batch, changes)
+    _turn(batch, changes, spacing_mm)
+    for index, change in enumerate(changes):
+        view = batch.volume[index]
+        if change.noise:
+            view += change.noise * _normal(view, change.seed)
+        if change.sigma is not None:
+            view.copy_(_smoothed(view, change.sigma))
+        if change.gamma is not None:
+            low, high = view.amin(dim=(1, 2, 3), keepdim=True), view.amax(dim=(1, 2, 3), keepdim=True)
+            width = (high - low).clamp_min(1e-7)
+            view.copy_(((view - low) / width) ** change.gamma * width + low)
+    return batch
+
+
+def _flip(batch: Batch, changes: Sequence[Change]) -> None:
+    for pattern in {change.flip for change in changes if any(change.flip)}:
+        chosen = [index for index, change in enumerate(changes) if change.flip == pattern]
+        axes = [axis - 3 for axis in range(3) if pattern[axis]]
+        for tensor in (batch.volume, batch.labels, batch.padding):
+            if tensor is not None:
+                tensor[chosen] = tensor[chosen].flip(axes)
+
+
+def _turn(batch: Batch, changes: Sequence[Change], spacing_mm: Sequence[Triple]) -> None:
+    """Rotation and zoom of the views that have them, through one resampling."""
+    import torch
+    from torch.nn import functional
+
+    chosen = [index for index, change in enumerate(changes) if change.matrix is not None]
+    if not chosen:
+        return
+    size = batch.volume.shape[-3:]
+    rows = []
+    for index in chosen:
+        half = np.asarray(size) * np.asarray(spacing_mm[index]) / 2  # grid_sample's units: half the extent
+        matrix = changes[index].matrix
+        assert matrix is not None  # chosen above
+        scaled = matrix * half[None, :] / half[:, None]
+        rows.append(np.column_stack([scaled[::-1, ::-1], np.zeros(3)]))  # grid_sample orders (x, y, z)
+    theta = torch.from_numpy(np.stack(rows).astype(np.float32)).to(batch.volume.device)
+    grid = functional.affine_grid(theta, [len(chosen), 1, *size], align_corners=False)
+    sample = functional.grid_sample
+    batch.volume[chosen] = sample(batch.volume[chosen], grid, padding_mode="border", align_corners=False)
+    if batch.labels is not None:
+        marks = (batch.labels[chosen] + 1).float()[:, None]  # 0 marks what comes from outside
+        marks = sample(marks, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0].long() - 1
+        batch.labels[chosen] = torch.where(marks < 0, IGNORED, marks)
+    inside = (
+        torch.ones_like(batch.volume[chosen][:, :1])
+        if batch.padding is None
+        else (~batch.padding[chosen]).float()[:, None]
+    )
+    empty = sample(inside, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0] < 0.5
+    if batch.padding is None:
+        batch.padding = torch.zeros(batch.volume.shape[0], *size, dtype=torch.bool, device=batch.volume.device)
+    batch.padding[chosen] = empty
+
+
+def _normal(view: Tensor, seed: int) -> Tensor:
+    import torch
+
+    noise = torch.Generator(view.device).manual_seed(seed)
+    return torch.randn(view.shape, generator=noise, device=view.device, dtype=view.dtype)
+
+
+def _smoothed(view: Tensor, sigma: Triple) -> Tensor:
+    """Gaussian smoothing of [C, D, H, W] with a sigma per axis, borders repeated."""
+    import torch
+    from torch.nn import functional
+
+    result = view[:, None]
+    for axis, width in enumerate(sigma):
+        radius = min(math.ceil(3 * width), view.shape[axis + 1] - 1)
+        offsets = torch.arange(-radius, radius + 1, device=view.device, dtype=view.dtype)
+        kernel = torch.exp(-0.5 * (offsets / width) ** 2)
+        shape = [1, 1, 1, 1, 1]
+        shape[axis + 2] = -1
+        pad = [0] * 6
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
+        result = functional.conv3d(functional.pad(result, pad, mode="replicate"), (kernel / kernel.sum()).view(shape))
+    return result[:, 0]
+
+
+def _rotation(angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """3 x 3 rotation about z, then y, then x (radians), for (z, y, x) coordinates."""
+    result = np.eye(3)
+    for axis, angle in enumerate(angles):
+        first, second = [other for other in range(3) if other != axis]
+        turn = np.eye(3)
+        turn[first, first] = turn[second, second] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        result = turn @ result
+    return result

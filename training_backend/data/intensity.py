@@ -1,0 +1,126 @@
+"""From stored values to network input: statistics of a scan's body, and the profiles that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training_backend.config.data import IntensityConfig
+from training_backend.data.volume import Array
+from training_backend.errors import ConfigError
+
+QUANTILES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.9, 100.0)
+"""Per cent at which the intensities of the body are kept; others are interpolated."""
+
+CT_WINDOW = (-1200.0, 800.0)
+"""HU; the window of TANGERINE."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Intensities of one image, in the units of its file (HU for CT).
+
+    Attributes:
+        quantiles: of the body, at `QUANTILES` per cent.
+        mean: of the body.
+        std: of the body.
+        minimum: of the whole image; what lies outside the scan is filled with it.
+        scale: file units per stored unit; other than 1 only where float16 could not hold the values.
+        ct: whether the numbers are Hounsfield units.
+    """
+
+    quantiles: tuple[float, ...]
+    mean: float
+    std: float
+    minimum: float
+    scale: float = 1.0
+    ct: bool = False
+
+    @classmethod
+    def measure(cls, body: Array, minimum: float, *, scale: float = 1.0, ct: bool = False) -> Statistics:
+        """Statistics of the voxels of the body, any shape."""
+        values = np.asarray(body, np.float64).ravel()
+        quantiles = tuple(float(q) for q in np.percentile(values, QUANTILES))
+        return cls(quantiles, float(values.mean()), float(values.std()), float(minimum), scale, ct)
+
+    def percentile(self, percent: float) -> float:
+        """Intensity below which `percent` of the body lies."""
+        return float(np.interp(percent, QUANTILES, self.quantiles))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` is the inverse."""
+        return {**asdict(self), "quantiles": list(self.quantiles)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Statistics:
+        """Statistics written by `to_dict`."""
+        return cls(**{**value, "quantiles": tuple(value["quantiles"])})
+
+
+def normalise(array: Any, statistics: Sequence[Any], config: IntensityConfig) -> Any:
+    """Network input of stored values, as float32.
+
+    Args:
+        array: numpy array or torch tensor (any device) [..., D, H, W] of stored values.
+        statistics: of each image along the leading axes: ``[C]`` for [C, D, H, W], ``[B][C]`` for [B, C, D, H, W].
+        config: the profile; window and percentile give values in [0, 1].
+
+    Returns:
+        The same kind of array, never the one given.
+    """
+    leading = array.shape[: array.ndim - 3]
+    terms = np.array([_terms(one, config) for one in _flat(statistics)], np.float32).reshape(*leading, 1, 1, 1, 3)
+    clip = config.profile in ("auto", "window", "percentile")
+    if isinstance(array, np.ndarray):
+        scale, low, width = np.moveaxis(terms, -1, 0)
+        result = (array.astype(np.float32) * scale - low) / width
+        return np.clip(result, 0, 1, out=result) if clip else result
+    import torch
+
+    scale, low, width = torch.from_numpy(terms).to(array.device).unbind(-1)
+    result = array.to(torch.float32, copy=True).mul_(scale).sub_(low).div_(width)
+    return result.clamp_(0, 1) if clip else result
+
+
+def denormalise(array: Array, statistics: Statistics, config: IntensityConfig) -> npt.NDArray[np.float32]:
+    """File units (HU for CT) of network values, for showing reconstructions; clipping is not undone."""
+    _, low, width = _terms(statistics, config)
+    return np.asarray(array, np.float32) * np.float32(width) + np.float32(low)
+
+
+def profile_of(statistics: Statistics, config: IntensityConfig) -> str:
+    """The profile that is used: "auto" keeps what is within [0, 1], windows CT, and else takes percentiles."""
+    if config.profile != "auto":
+        return config.profile
+    if statistics.ct:
+        return "window"
+    prepared = statistics.minimum >= 0 and statistics.quantiles[-1] <= 1
+    return "identity" if prepared else "percentile"
+
+
+def _flat(statistics: Sequence[Any]) -> list[Statistics]:
+    if statistics and not isinstance(statistics[0], Statistics):
+        return [one for group in statistics for one in group]
+    return list(statistics)
+
+
+def _terms(statistics: Statistics, config: IntensityConfig) -> tuple[float, float, float]:
+    """(scale, low, width) such that input = (stored * scale - low) / width."""
+    profile = profile_of(statistics, config)
+    if profile == "identity":
+        return statistics.scale, 0.0, 1.0
+    if profile == "zscore":
+        return statistics.scale, statistics.mean, max(statistics.std, 1e-6)
+    if profile == "window":
+        low = CT_WINDOW[0] if config.low is None else config.low
+        high = CT_WINDOW[1] if config.high is None else config.high
+        if not high > low:
+            raise ConfigError(f"The intensity window ends at {high}, not above its start {low}.", "Set low below high.")
+        return statistics.scale, low, high - low
+    low = statistics.percentile(0.5 if config.low is None else config.low)
+    high = statistics.percentile(99.5 if config.high is None else config.high)
+    return statistics.scale, low, max(high - low, 1e-6)

@@ -1,0 +1,362 @@
+"""Views for training, in an order and with randomness that depend on nothing but the seed and a counter.
+
+View slot u of a run is crop ``u % crops_per_volume`` of visit ``v = u // crops_per_volume``; visit v is case
+``permutation(seed, v // cases)[v % cases]`` of epoch ``v // cases``. So any process can compute any step, and batches
+are the same for every number of workers, every micro-batch, and after every resume.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training_backend.config.run import RunConfig
+from training_backend.data import augment
+from training_backend.data.dataset import Dataset
+from training_backend.data.intensity import Statistics, normalise
+from training_backend.data.manifest import CaseRecord
+from training_backend.data.processes import ahead, choose_workers, end_with_parent
+from training_backend.data.store import StoredCase, open_case
+from training_backend.data.views import Batch, Key, StepViews, View, crop_view, generator
+from training_backend.data.volume import Triple
+from training_backend.errors import ConfigError, DataError, Med3dError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_ORDER, _FEW_SHOT = 11, 12  # set the streams of random numbers apart
+_KEEP_OPEN = 64
+
+
+@dataclass(frozen=True)
+class _Item:
+    """Consecutive view slots of one case."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Views of an item (tensors) or the reason why there are none."""
+
+    item: _Item
+    case_id: str
+    images: tuple[Tensor, ...] = ()
+    labels: tuple[Tensor, ...] = ()
+    padding: tuple[Tensor | None, ...] = ()
+    statistics: tuple[Statistics, ...] = ()
+    spacing_mm: Triple = (1.0, 1.0, 1.0)
+    failure: str = ""
+
+
+class ViewLoader:
+    """Views of a dataset for a run.
+
+    Args:
+        dataset: opened dataset.
+        config: of the run.
+        needs: "labels" or "target" keeps cases that have them; None takes all, unlabelled ones included.
+        split: "train" shuffles and augments without end; others are one pass in order, without augmentation.
+        rank: of this process among `world`; each gets its part of every step.
+        world: number of processes.
+
+    Raises:
+        DataError: no case fits.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: RunConfig,
+        *,
+        needs: str | None = None,
+        split: str = "train",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.needs = needs
+        self.split = split
+        self.rank = rank
+        self.world = world
+        self.cases = _choose_cases(dataset, config, needs, split)
+        self.workers = choose_workers(config, len(self.cases), world)
+
+    @property
+    def views_per_epoch(self) -> int:
+        """Views in one pass over the cases, on all processes."""
+        return len(self.cases) * self._per_case
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the run, or of one pass for other splits than train."""
+        optim = self.config.optim
+        if self.split != "train":
+            return math.ceil(self.views_per_epoch / optim.batch_size)
+        return optim.max_steps or max(1, math.ceil(optim.epochs * self.views_per_epoch / optim.batch_size))
+
+    def batches(self, start_step: int = 0) -> Iterator[StepViews]:
+        """Views of this process for each step from `start_step` to `total_steps`."""
+        steps = self._assembled(start_step)
+        return ahead(steps) if self._pinned else steps
+
+    def to_batch(self, views: StepViews, device: torch.device | str) -> Batch:
+        """Normalise and augment `views` on `device`."""
+        import torch
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        images = views.images.to(device, non_blocking=True)
+        labels = moved(views.labels)
+        batch = Batch(
+            volume=normalise(images, views.statistics, self.config.data.intensity),
+            case_ids=list(views.case_ids),
+            labels=None if labels is None else labels.to(torch.int64),
+            target=moved(views.target),
+            padding=moved(views.padding),
+            extra={"spacing_mm": list(views.spacing_mm)},
+        )
+        if batch.padding is not None and batch.padding is views.padding:
+            batch.padding = batch.padding.clone()  # on the CPU nothing was copied, and flips work in place
+        if self.split != "train":
+            return batch
+        changes = [augment.draw(self.config.data.augment, key) for key in views.keys]
+        return augment.apply(batch, changes, views.spacing_mm)
+
+    @property
+    def _per_case(self) -> int:
+        return self.config.data.crops_per_volume if self.config.data.view == "crop" else 1
+
+    @property
+    def _pinned(self) -> bool:
+        import torch
+
+        return self.config.engine.device != "cpu" and torch.cuda.is_available()
+
+    def _slots(self, step: int) -> range:
+        """View slots of this process in `step`."""
+        batch = self.config.optim.batch_size
+        share = math.ceil(batch / self.world)
+        end = (step + 1) * batch
+        if self.split != "train":
+            end = min(end, self.views_per_epoch)
+        first = min(step * batch + self.rank * share, end)
+        return range(first, min(first + share, end))
+
+    def _assembled(self, start_step: int) -> Iterator[StepViews]:
+        waiting: deque[tuple[_Loaded, int]] = deque()  # (case, view of it) for each slot to come
+        loaded = self._loaded(start_step)
+        try:
+            for step in range(start_step, self.total_steps):
+                slots = self._slots(step)
+                while len(waiting) < len(slots):
+                    one = next(loaded)
+                    waiting.extend((one, index) for index in range(one.item.count))
+                yield self._stacked(step, slots, [waiting.popleft() for _ in slots])
+        finally:
+            loaded.close()
+
+    def _loaded(self, start_step: int) -> Iterator[_Loaded]:
+        """Items in order; should a worker process die, the rest is read in this one."""
+        slots = itertools.chain.from_iterable(self._slots(step) for step in range(start_step, self.total_steps))
+        items = (self._item(list(group)) for _, group in itertools.groupby(slots, lambda slot: slot // self._per_case))
+        reader = _Reader(self)
+        if self.workers == 0:
+            yield from map(reader.__getitem__, items)
+            return
+        pending: deque[_Item] = deque()
+        stream = _from_workers(reader, _remembered(items, pending), self.workers)
+        try:
+            for one in stream:
+                pending.popleft()
+                yield one
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            logger.warning("A loader process died (%s); reading goes on in this process.", error)
+            yield from map(reader.__getitem__, itertools.chain(list(pending), items))
+
+    @staticmethod
+    def _item(slots: Sequence[int]) -> _Item:
+        return _Item(slots[0], len(slots))
+
+    def _place(self, slot: int) -> tuple[CaseRecord, Key]:
+        """Case and key of a view slot."""
+        visit, view = divmod(slot, self._per_case)
+        epoch, position = divmod(visit, len(self.cases))
+        index = position
+        if self.split == "train":
+            index = int(_order(self.config.seed, epoch, len(self.cases))[position])
+        return self.cases[index], (self.config.seed, epoch, index, view)
+
+    def _stacked(self, step: int, slots: range, entries: Sequence[tuple[_Loaded, int]]) -> StepViews:
+        import torch
+
+        good = [(slot, one, index) for slot, (one, index) in zip(slots, entries, strict=True) if not one.failure]
+        failures = dict.fromkeys((one.case_id, one.failure) for one, _ in entries if one.failure)
+        images = [one.images[index] for _, one, index in good]
+        labels = [one.labels[index] for _, one, index in good if one.labels]
+        padding = [one.padding[index] for _, one, index in good]
+        size = self.config.data.size
+        if len({image.dtype for image in images}) > 1:
+            images = [image.float() for image in images]
+        masks = [torch.zeros(size, dtype=torch.bool) if mask is None else mask for mask in padding]
+        places = [self._place(slot) for slot, _, _ in good]
+        targets = [case.target for case, _ in places]
+        target = None
+        if self.needs == "target":
+            target = torch.tensor(targets, dtype=torch.float32)
+            target = target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
+        channels = max(1, len(self.config.data.contrasts))
+        return StepViews(
+            step=step,
+            images=self._stack(images) if images else torch.zeros((0, channels, *size), dtype=torch.int16),
+            labels=self._stack(labels) if labels else None,
+            padding=self._stack(masks) if any(mask is not None for mask in padding) else None,
+            target=target,
+            statistics=[one.statistics for _, one, _ in good],
+            spacing_mm=[one.spacing_mm for _, one, _ in good],
+            keys=[key for _, key in places],
+            case_ids=[one.case_id for _, one, _ in good],
+            failures=list(failures),
+        )
+
+    def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        if not self._pinned:
+            return torch.stack(list(tensors))
+        shape = (len(tensors), *tensors[0].shape)
+        return torch.stack(list(tensors), out=torch.empty(shape, dtype=tensors[0].dtype, pin_memory=True))
+
+
+class _Reader:
+    """Reads items in whatever process it finds itself; keeps recently used cases open."""
+
+    def __init__(self, loader: ViewLoader) -> None:
+        self.loader = loader
+        self._open: OrderedDict[str, StoredCase] = OrderedDict()
+
+    def __getitem__(self, item: _Item) -> _Loaded:
+        import torch
+
+        case, _ = self.loader._place(item.first)
+        try:
+            stored = self._stored(case)
+            views = [self._view(stored, case, slot) for slot in range(item.first, item.first + item.count)]
+        except (Med3dError, OSError, MemoryError) as error:
+            self._open.pop(case.id, None)
+            return _Loaded(item, case.id, failure=str(error) or type(error).__name__)
+        channels = stored.channels_of(self.loader.config.data.contrasts)
+        return _Loaded(
+            item,
+            case.id,
+            images=tuple(torch.from_numpy(np.ascontiguousarray(view.image)) for view in views),
+            labels=tuple(torch.from_numpy(view.label) for view in views if view.label is not None),
+            padding=tuple(None if view.padding is None else torch.from_numpy(view.padding) for view in views),
+            statistics=tuple(stored.statistics[channel] for channel in channels),
+            spacing_mm=stored.geometry.spacing_mm,
+        )
+
+    def _stored(self, case: CaseRecord) -> StoredCase:
+        if case.id not in self._open:
+            while len(self._open) >= _KEEP_OPEN:
+                self._open.popitem(last=False)
+            self._open[case.id] = open_case(self.loader.dataset, case)
+        self._open.move_to_end(case.id)
+        return self._open[case.id]
+
+    def _view(self, stored: StoredCase, case: CaseRecord, slot: int) -> View:
+        data = self.loader.config.data
+        labels = self.loader.needs == "labels"
+        channels = stored.channels_of(data.contrasts)
+        if data.view == "volume":
+            from training_backend.data.whole import volume_view
+
+            folder = self.loader.dataset.folder / case.store["folder"]
+            return volume_view(
+                stored, folder, data.size, keep_aspect=data.keep_aspect, channels=channels, labels=labels
+            )
+        _, key = self.loader._place(slot)
+        return crop_view(stored, data.size, key, channels=channels, labels=labels, foreground=data.foreground)
+
+
+def _from_workers(reader: _Reader, items: Iterable[_Item], workers: int) -> Iterator[_Loaded]:
+    from torch.utils.data import DataLoader
+
+    stream: DataLoader[Any] = DataLoader(
+        reader,  # type: ignore[arg-type]
+        sampler=items,
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        prefetch_factor=2,
+    )
+    return iter(stream)
+
+
+def _remembered(items: Iterator[_Item], pending: deque[_Item]) -> Iterator[_Item]:
+    """Pass `items` on, keeping those that were handed out but have not come back."""
+    for item in items:
+        pending.append(item)
+        yield item
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, cases: int) -> npt.NDArray[np.int64]:
+    return generator(seed, epoch, _ORDER).permutation(cases)
+
+
+def _as_is(loaded: _Loaded) -> _Loaded:
+    return loaded
+
+
+def _start_worker(_: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    end_with_parent()
+
+
+def _choose_cases(dataset: Dataset, config: RunConfig, needs: str | None, split: str) -> list[CaseRecord]:
+    cases = dataset.cases(split=split)  # type: ignore[arg-type]
+    if split == "train" and needs is None:
+        cases = sorted(cases + dataset.cases(split="unlabelled"), key=lambda case: case.id)
+    if needs == "labels":
+        cases = [case for case in cases if case.label is not None]
+    elif needs == "target":
+        cases = [case for case in cases if case.target is not None]
+        lengths = {len(case.target or ()) for case in cases}
+        if len(lengths) > 1:
+            raise DataError(f"Targets have different lengths: {sorted(lengths)}.", "Give each case as many values.")
+    if not cases:
+        wanted = {"labels": " with a label map", "target": " with a target"}.get(needs or "", "")
+        raise DataError(
+            f"The dataset {dataset.info.name} has no case{wanted} in its {split} split.",
+            "Look at it with: med3dssl data inspect.",
+        )
+    few = config.data.train_cases
+    if split == "train" and few is not None:
+        if few > len(cases):
+            raise ConfigError(
+                f"data.train_cases asks for {few} cases, the dataset has {len(cases)} that fit.", "Ask for fewer."
+            )
+        order = generator(config.seed, _FEW_SHOT).permutation(len(cases))
+        cases = [cases[index] for index in sorted(order[:few])]
+    return cases
