@@ -1,0 +1,172 @@
+"""Picking voxels with the mouse: a mode of its own, outside of which no click is touched.
+
+A click sets the positive seed, Shift+click adds one, Ctrl+click adds a negative one, dragging moves the last seed, Esc
+leaves. In 3D the voxel is the brightest one along the ray under the cursor, which is the one a MIP rendering shows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_med3dssl import _compat
+from napari_med3dssl._layers import add, geometry_of, points_layer
+
+Voxel = tuple[int, int, int]
+
+LIVE_S = 1 / 15
+"""Shortest time between two updates while dragging."""
+POSITIVE, NEGATIVE = "#56b4e9", "#e69f00"
+
+
+@dataclass
+class Seeds:
+    """Voxels that were clicked, (z, y, x) on the grid of the scan."""
+
+    positive: list[Voxel] = field(default_factory=list)
+    negative: list[Voxel] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.positive) + len(self.negative)
+
+
+class PickMode:
+    """The mode in which clicks on a viewer pick voxels of one layer.
+
+    Args:
+        viewer: the viewer.
+        changed: called with the seeds after each change.
+        left: called when the user left the mode with Esc.
+    """
+
+    def __init__(self, viewer: Any, changed: Callable[[Seeds], None], left: Callable[[], None]) -> None:
+        self._viewer, self._changed, self._left = viewer, changed, left
+        self._layer: Any = None
+        self._escape: Any = None
+        self.seeds = Seeds()
+
+    @property
+    def active(self) -> bool:
+        """Whether clicks pick voxels now."""
+        return self._layer is not None
+
+    def enter(self, layer: Any) -> None:
+        """Pick voxels of `layer` from now on."""
+        if self.active:
+            self.leave()
+        self._layer = layer
+        self._viewer.mouse_drag_callbacks.append(self._on_mouse)
+        self._viewer.layers.selection.events.active.connect(self._show_cursor)
+        self._escape = self._viewer.keymap.get("Escape")
+        self._viewer.bind_key("Escape", lambda _: self._left(), overwrite=True)
+        self._show_cursor()
+        self._show_banner("Pick voxel: click a place · Shift adds · Ctrl excludes · Esc leaves")
+
+    def leave(self) -> None:
+        """Give mouse, cursor and Esc back; the seeds stay."""
+        if not self.active:
+            return
+        self._layer = None
+        self._viewer.mouse_drag_callbacks.remove(self._on_mouse)
+        self._viewer.layers.selection.events.active.disconnect(self._show_cursor)
+        self._viewer.bind_key("Escape", self._escape, overwrite=True)
+        self._viewer.cursor.style = "standard"
+        self._show_banner("")
+
+    def clear(self) -> None:
+        """Forget all seeds."""
+        self.seeds = Seeds()
+
+    def _on_mouse(self, _viewer: Any, event: Any) -> Iterator[None]:
+        if event.button not in (None, 1):
+            return
+        event.handled = True
+        voxel = picked_voxel(self._layer, event)
+        if voxel is None:
+            return
+        kind = self._place(voxel, [str(getattr(key, "name", key)) for key in event.modifiers])
+        self._changed(self.seeds)
+        last = time.monotonic()
+        moved = False
+        yield
+        while event.type == "mouse_move":
+            event.handled = True
+            voxel = picked_voxel(self._layer, event) if self.active else None
+            if voxel is not None and voxel != kind[-1]:
+                kind[-1] = voxel
+                moved = True
+                if time.monotonic() - last >= LIVE_S:
+                    self._changed(self.seeds)
+                    last = time.monotonic()
+            yield
+        if moved:
+            self._changed(self.seeds)
+
+    def _place(self, voxel: Voxel, modifiers: list[str]) -> list[Voxel]:
+        """Add a seed as the modifier keys ask; the list whose last seed it now is."""
+        kind = self.seeds.negative if "Control" in modifiers else self.seeds.positive
+        if not modifiers:
+            self.seeds.positive.clear()
+            self.seeds.negative.clear()
+        kind.append(voxel)
+        return kind
+
+    def _show_cursor(self) -> None:
+        self._viewer.cursor.style = "cross"
+
+    def _show_banner(self, text: str) -> None:
+        overlay = _compat.canvas_text(self._viewer, "med3dssl_pick", "bottom_center")
+        if overlay is not None:
+            overlay.text, overlay.visible = text, bool(text)
+
+
+def picked_voxel(layer: Any, event: Any) -> Voxel | None:
+    """Voxel (z, y, x) of `layer` under the cursor, or None beside it."""
+    if len(event.dims_displayed) == 3:
+        return _brightest_on_ray(layer, event)
+    voxel = np.floor(np.asarray(layer.world_to_data(event.position)) + 0.5).astype(int)
+    return _inside(voxel, layer.data.shape)
+
+
+def _brightest_on_ray(layer: Any, event: Any) -> Voxel | None:
+    start, end = layer.get_ray_intersections(event.position, event.view_direction, event.dims_displayed)
+    if start is None or end is None:
+        return None
+    length = int(np.ceil(np.abs(end - start).max())) + 1
+    points = np.floor(np.linspace(start, end, 2 * length) + 0.5).astype(int)
+    points = np.clip(points, 0, np.array(layer.data.shape[:3]) - 1)
+    brightest = points[int(np.argmax(layer.data[tuple(points.T)]))]
+    return _inside(brightest, layer.data.shape)
+
+
+def _inside(voxel: npt.NDArray[Any], shape: tuple[int, ...]) -> Voxel | None:
+    if (voxel < 0).any() or (voxel >= shape[:3]).any():
+        return None
+    return (int(voxel[0]), int(voxel[1]), int(voxel[2]))
+
+
+def draw_seeds(viewer: Any, old: Any, seeds: Seeds, source: Any) -> Any:
+    """Points layer of the seeds, replacing the layer `old`; kinds differ in symbol and colour."""
+    import pandas as pd
+
+    kinds = ["like this"] * len(seeds.positive) + ["unlike this"] * len(seeds.negative)
+    voxels = np.array([*seeds.positive, *seeds.negative], float).reshape(-1, 3)
+    if old is not None and old in viewer.layers:
+        viewer.layers.remove(old)
+    layer = points_layer(
+        voxels,
+        geometry_of(source),
+        f"{source.name} · seeds",
+        size=max(3.0, 0.02 * max(source.data.shape[:3])),
+        symbol=["disc" if kind == "like this" else "x" for kind in kinds],
+        face_color=[POSITIVE if kind == "like this" else NEGATIVE for kind in kinds],
+        border_color="white",
+        features=pd.DataFrame({"kind": kinds}),
+        projection_mode="all",
+    )
+    return add(viewer, layer)

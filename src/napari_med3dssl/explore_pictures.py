@@ -1,0 +1,117 @@
+"""Pictures of what a network does, as layers beside each other: made once, updated in place, put into a 2 x 2 grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from napari_med3dssl import _compat
+from napari_med3dssl._layers import KEY, LayerData, add, labels_layer, picture_layer
+from training_backend.data.volume import Geometry
+
+Picture = Mapping[str, Any]
+"""What the model process sends: `name`, `array`, `geometry` (of the array's own grid), `role`, `limits` or None."""
+
+GRID_OF_FOUR = ("original", "masked", "reconstruction", "error")
+SAME_CONTRAST = ("original", "masked", "reconstruction")
+
+
+class PictureLayers:
+    """The layers of one kind of result in a viewer; showing the next result changes them in place.
+
+    Args:
+        viewer: the viewer.
+        suffix: put behind each name, to tell the results of several panels apart.
+    """
+
+    def __init__(self, viewer: Any, suffix: str = "") -> None:
+        self._viewer, self._suffix = viewer, suffix
+        self._layers: dict[str, Any] = {}
+        self._hidden: list[Any] = []
+
+    def __getitem__(self, name: str) -> Any:
+        """Layer of a picture, or None when it was never shown or was removed by the user."""
+        layer = self._layers.get(name)
+        return layer if layer is not None and layer in self._viewer.layers else None
+
+    def show(self, pictures: Sequence[Picture]) -> list[Any]:
+        """Add or update one layer per picture; the selection stays as it was."""
+        active = self._viewer.layers.selection.active
+        shown = [self._show_one(picture) for picture in pictures]
+        if active is not None and active in self._viewer.layers:
+            self._viewer.layers.selection.active = active
+        return shown
+
+    def link_contrast(self) -> None:
+        """Let the pictures in the scan's own units share their contrast limits and gamma."""
+        layers = [self[name] for name in SAME_CONTRAST if self[name] is not None]
+        if len(layers) > 1:
+            self._viewer.layers.link_layers(layers, ("contrast_limits", "gamma"))
+
+    @property
+    def in_grid(self) -> bool:
+        """Whether the viewer shows these layers side by side now."""
+        return bool(_compat.grid(self._viewer).enabled) and any(self[name] is not None for name in GRID_OF_FOUR)
+
+    def to_grid(self, on: bool = True) -> None:
+        """Show the four pictures side by side, hiding all other layers, or put everything back as it was."""
+        four = [self[name] for name in GRID_OF_FOUR if self[name] is not None]
+        grid = _compat.grid(self._viewer)
+        if on and four:
+            if not grid.enabled:
+                self._hidden = [layer for layer in self._viewer.layers if layer.visible and layer not in four]
+            for layer in self._viewer.layers:
+                layer.visible = layer in four
+            for layer in four:
+                _compat.show_name(layer)
+            grid.shape, grid.stride = (2, 2), 1
+            grid.enabled = True
+        elif not on:
+            grid.enabled = False
+            for layer in four:
+                _compat.show_name(layer, False)
+                layer.visible = False
+            for layer in self._hidden:
+                layer.visible = True
+            self._hidden = []
+        self._viewer.reset_view()
+
+    def _show_one(self, picture: Picture) -> Any:
+        made = layer_of(picture, picture["name"] + self._suffix)
+        layer = self[picture["name"]]
+        if layer is not None and _same_grid(layer, made):
+            layer.data = made[0]
+            layer.metadata = made[1]["metadata"]
+            if picture.get("follow", True) and "contrast_limits" in made[1]:
+                layer.contrast_limits = made[1]["contrast_limits"]
+            return layer
+        if layer is not None:
+            self._viewer.layers.remove(layer)
+        self._layers[picture["name"]] = add(self._viewer, made)
+        return self._layers[picture["name"]]
+
+
+def layer_of(picture: Picture, name: str) -> LayerData:
+    """Layer of one picture."""
+    geometry: Geometry = picture["geometry"]
+    if picture["role"] == "labels":
+        return labels_layer(picture["array"], geometry, name, picture.get("classes", ()))
+    limits = picture.get("limits")
+    return picture_layer(
+        picture["array"],
+        geometry,
+        name,
+        role=picture["role"],
+        limits=None if limits is None else (float(limits[0]), float(limits[1])),
+        **picture.get("facts", {}),
+    )
+
+
+def _same_grid(layer: Any, made: LayerData) -> bool:
+    data, options, _ = made
+    old = Geometry.from_dict(layer.metadata[KEY]["geometry"])
+    new = Geometry.from_dict(options["metadata"][KEY]["geometry"])
+    same_kind = bool(getattr(layer, "rgb", False)) == bool(options.get("rgb", False))
+    return same_kind and np.shape(layer.data) == data.shape and old.same_grid(new)

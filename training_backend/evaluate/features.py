@@ -1,0 +1,268 @@
+"""Token maps of whole scans: every patch of a volume seen by the encoder, laid on the scan in millimetres.
+
+Encoders trained on whole volumes see the volume at once. Encoders trained on crops see overlapping windows of the
+size they were trained with, cut on patch borders, so that windows contribute to the same tokens; a token seen by
+several windows is their mean, weighted towards the windows in whose middle it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training_backend.data.volume import Geometry, Shape
+from training_backend.errors import ResourceError
+from training_backend.tasks.base import Cancelled, Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from training_backend.data.prepare import InputProfile, Prepared
+    from training_backend.methods.base import Encoder
+
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class TokenTiles:
+    """How a volume is cut into windows; all numbers count tokens along (d, h, w).
+
+    Attributes:
+        patch: voxels of a token.
+        grid: tokens that cover the volume.
+        window: tokens that the encoder sees at once.
+        starts: first token of each window.
+    """
+
+    patch: Shape
+    grid: Shape
+    window: Shape
+    starts: tuple[Shape, ...]
+
+    @property
+    def padded(self) -> Shape:
+        """Voxels along (z, y, x) that the windows cover; the volume is padded at its end to these."""
+        tokens = (max(g, w) for g, w in zip(self.grid, self.window, strict=True))
+        z, y, x = (n * p for n, p in zip(tokens, self.patch, strict=True))
+        return (z, y, x)
+
+    def bytes(self, channels: int) -> int:
+        """Memory needed for a map of so many channels, with its half-precision copy."""
+        return int(np.prod(self.grid)) * (channels * 6 + 4)
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """Values at the tokens of a scan.
+
+    Attributes:
+        values: [d, h, w, E] for features, [d, h, w] for one number per token.
+        geometry: grid whose voxels are the tokens; it may reach beyond the scan where that was padded.
+    """
+
+    values: npt.NDArray[Any]
+    geometry: Geometry
+
+
+def tiling(shape: Shape, patch: Shape, profile: InputProfile, overlap: float = 0.5) -> TokenTiles:
+    """Windows with which an encoder sees a volume of `shape` (z, y, x) voxels.
+
+    Args:
+        shape: voxels of the prepared volume.
+        patch: voxels of a token.
+        profile: tells whether the encoder was trained on crops, and of what size.
+        overlap: share of a window that the next one sees again.
+    """
+    grid = _ceil(shape, patch)
+    window = grid if profile.view == "volume" else _ceil(profile.size, patch)
+    axes = []
+    for total, width in zip(grid, window, strict=True):
+        last = max(total - width, 0)
+        step = max(1, round(width * (1 - overlap)))
+        axes.append([*range(0, last, step), last])
+    return TokenTiles(patch, grid, window, tuple(itertools.product(*axes)))  # type: ignore[arg-type]
+
+
+def token_features(
+    encoder: Encoder,
+    prepared: Prepared,
+    profile: InputProfile,
+    *,
+    normalised: bool = True,
+    overlap: float = 0.5,
+    progress: Progress | None = None,
+) -> TokenMap:
+    """Tokens of the last block at every patch of a prepared scan, [d, h, w, E] float16.
+
+    Args:
+        encoder: network on the device where it shall compute.
+        prepared: the scan as the encoder was trained to see it.
+        profile: how it was trained to see it.
+        normalised: apply the encoder's final norm (comparable lengths); else the tokens as the last block leaves them.
+        overlap: of the windows of a crop encoder.
+        progress: told the share done; answers whether to go on.
+
+    Raises:
+        ResourceError: before anything is computed, if the memory cannot hold the result.
+        Cancelled: when `progress` answered False.
+    """
+    tiles = tiling(_spatial(prepared), encoder.patch_size, profile, overlap)
+    check_memory(tiles.bytes(encoder.width))
+    norm: nn.Module | None = getattr(encoder, "norm", None)
+
+    def features(view: Tensor) -> Tensor:
+        out = encoder.encode(view)
+        tokens = norm(out.tokens) if normalised and norm is not None else out.tokens
+        return tokens.transpose(1, 2).unflatten(2, out.grid)[0]
+
+    values = over_tiles(features, prepared.array, tiles, encoder, progress)
+    half = np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+    return TokenMap(half, token_geometry(prepared.geometry, tiles))
+
+
+def class_attention(
+    encoder: Encoder,
+    prepared: Prepared,
+    profile: InputProfile,
+    *,
+    block: int = -1,
+    head: int | None = None,
+    overlap: float = 0.5,
+    progress: Progress | None = None,
+) -> TokenMap:
+    """Attention of the class token to every patch, [d, h, w] float32, as a multiple of the uniform attention.
+
+    Args:
+        encoder: network on the device where it shall compute.
+        prepared: the scan as the encoder was trained to see it.
+        profile: how it was trained to see it.
+        block: index of the block; negative counts from the last.
+        head: one head, or None for the mean of all.
+        overlap: of the windows of a crop encoder.
+        progress: told the share done; answers whether to go on.
+    """
+    index = range(encoder.depth)[block]
+    tiles = tiling(_spatial(prepared), encoder.patch_size, profile, overlap)
+
+    def attention(view: Tensor) -> Tensor:
+        weights = encoder.attention(view, index)[0].float()
+        weights = weights / weights.sum(dim=(1, 2, 3), keepdim=True) * weights[0].numel()
+        return weights.mean(dim=0, keepdim=True) if head is None else weights[head : head + 1]
+
+    values = over_tiles(attention, prepared.array, tiles, encoder, progress)
+    return TokenMap(values[..., 0], token_geometry(prepared.geometry, tiles))
+
+
+def patch_means(prepared: Prepared, tiles: TokenTiles) -> npt.NDArray[np.float32]:
+    """Mean network input of each patch, [d, h, w]; tells body from air."""
+    (d, h, w), (pz, py, px) = _ceil(tiles.padded, tiles.patch), tiles.patch
+    padded = _padded(prepared.array[:1], tiles.padded)[0]
+    means = padded.reshape(d, pz, h, py, w, px).mean(axis=(1, 3, 5))
+    result: npt.NDArray[np.float32] = means[tuple(slice(n) for n in tiles.grid)].astype(np.float32)
+    return result
+
+
+def over_tiles(
+    function: Callable[[Tensor], Tensor],
+    array: npt.NDArray[np.float32],
+    tiles: TokenTiles,
+    encoder: Encoder,
+    progress: Progress | None = None,
+) -> npt.NDArray[np.float32]:
+    """Weighted mean over windows of what `function` gives for each.
+
+    Args:
+        function: [1, C, D, H, W] of one window on the encoder's device to [E, d, h, w].
+        array: [C, D, H, W].
+        tiles: the windows.
+        encoder: tells the device.
+        progress: told the share done; answers whether to go on.
+
+    Returns:
+        [d, h, w, E] float32 over `tiles.grid`.
+    """
+    import torch
+
+    device = next(encoder.parameters()).device  # type: ignore[attr-defined]
+    source = _padded(array, tiles.padded)
+    weight = _window_weight(tiles.window)[..., None]
+    total: npt.NDArray[np.float32] | None = None
+    extent = _ceil(tiles.padded, tiles.patch)
+    weights = np.zeros((*extent, 1), np.float32)
+    for done, start in enumerate(tiles.starts):
+        if progress is not None and not progress(done / len(tiles.starts)):
+            raise Cancelled
+        voxels = tuple(slice(s * p, (s + n) * p) for s, n, p in zip(start, tiles.window, tiles.patch, strict=True))
+        with torch.inference_mode():
+            view = torch.from_numpy(np.ascontiguousarray(source[(slice(None), *voxels)]))[None].to(device)
+            values = function(view).float().permute(1, 2, 3, 0).cpu().numpy()
+        if total is None:
+            total = np.zeros((*extent, values.shape[-1]), np.float32)
+        tokens = tuple(slice(s, s + n) for s, n in zip(start, tiles.window, strict=True))
+        total[tokens] += values * weight
+        weights[tokens] += weight
+    assert total is not None
+    total /= weights
+    return total[tuple(slice(n) for n in tiles.grid)]
+
+
+def token_geometry(volume: Geometry, tiles: TokenTiles) -> Geometry:
+    """Grid whose voxels are the tokens of a volume, padding at the end included."""
+    z, y, x = (n * p for n, p in zip(tiles.grid, tiles.patch, strict=True))
+    dz, dy, dx = (s * p for s, p in zip(volume.spacing_mm, tiles.patch, strict=True))
+    return volume.cropped((0, 0, 0), (z, y, x)).resampled((dz, dy, dx), tiles.grid)
+
+
+def check_memory(needed: int) -> None:
+    """Refuse work whose result would not fit into the free memory."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if needed > 0.9 * free:
+        raise ResourceError(
+            f"The features of this scan need {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB of memory are free.",
+            "Crop or downsample the scan, or use a model with larger patches.",
+        )
+
+
+def content_hash(*parts: npt.NDArray[Any] | bytes | str) -> str:
+    """Name for what was computed from these parts; 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
+
+
+def _spatial(prepared: Prepared) -> Shape:
+    _, depth, height, width = prepared.array.shape
+    return (depth, height, width)
+
+
+def _ceil(shape: Shape, patch: Shape) -> Shape:
+    d, h, w = (-(-n // p) for n, p in zip(shape, patch, strict=True))
+    return (d, h, w)
+
+
+def _padded(array: npt.NDArray[np.float32], shape: Shape) -> npt.NDArray[np.float32]:
+    """`array` [C, D, H, W] with its darkest value appended at the end of each axis up to `shape`."""
+    missing = [(0, 0), *((0, wanted - found) for wanted, found in zip(shape, array.shape[1:], strict=True))]
+    if not any(after for _, after in missing):
+        return array
+    return np.pad(array, missing, constant_values=float(array.min()))
+
+
+def _window_weight(window: Shape) -> npt.NDArray[np.float32]:
+    """Weight of each token of a window, largest in the middle, never 0."""
+    ramps = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) for n in window]
+    weight: npt.NDArray[np.float32] = ramps[0][:, None, None] * ramps[1][:, None] * ramps[2]
+    return weight
