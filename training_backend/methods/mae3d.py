@@ -29,7 +29,7 @@ SIZES = {
 class Mae3dConfig(MethodConfig):
     """Settings of the masked autoencoder."""
 
-    name: str = "mae3d"
+    name: str = Field("mae3d", json_schema_extra=ui(hidden=True))
     size: Literal["tiny", "small", "base", "large", "huge"] = "base"
     """Encoder: tiny 192 x 4 blocks, small 384 x 6, base 768 x 12, large 1024 x 24 (TANGERINE), huge 1280 x 32."""
     patch_size: tuple[int, int, int] = (16, 16, 16)

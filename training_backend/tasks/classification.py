@@ -1,0 +1,232 @@
+"""Classes of whole volumes: yes or no, several labels at once, or one of several classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from training_backend.config import TaskConfig, ui
+from training_backend.methods.base import Batch, StepOutput
+from training_backend.tasks.base import CaseResult, Progress, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from training_backend.config import RunConfig
+    from training_backend.methods.base import Encoder
+
+
+class ClassificationConfig(TaskConfig):
+    """Settings of classification."""
+
+    name: str = Field("classification", json_schema_extra=ui(hidden=True))
+    kind: Literal["binary", "multilabel", "multiclass"] = "binary"
+    """binary: one yes or no. multilabel: several, independent. multiclass: exactly one of several classes."""
+    classes: int = Field(1, ge=1)
+    """Outputs: 1 for binary, the number of labels for multilabel, of classes for multiclass."""
+    class_names: tuple[str, ...] = ()
+    """Names of the outputs; empty numbers them."""
+    pooling: Literal["global", "class"] = "global"
+    """global: class token and mean of all patches. class: class token after the encoder's final norm."""
+    hidden: tuple[int, ...] = Field((), json_schema_extra=ui(advanced=True))
+    """Widths of hidden layers of the head; empty is a linear head."""
+    freeze_encoder: bool = False
+    """Train the head alone (linear probe)."""
+    class_weights: tuple[float, ...] = Field((), json_schema_extra=ui(advanced=True))
+    """Weight of the positive cases of each label, or of each class in multiclass; empty is 1."""
+    smoothing: float = Field(0.0, ge=0, lt=1, json_schema_extra=ui(advanced=True))
+    """Label smoothing."""
+    mixup: float = Field(0.0, ge=0, json_schema_extra=ui(advanced=True))
+    """Blend pairs of volumes and their labels with a share drawn from Beta(mixup, mixup); 0 is off."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClassificationConfig:
+        if (self.kind == "binary") != (self.classes == 1):
+            raise ValueError("binary has exactly 1 output; multilabel and multiclass have at least 2")
+        for field in ("class_weights", "class_names"):
+            if getattr(self, field) and len(getattr(self, field)) != self.classes:
+                raise ValueError(f"{field} needs {self.classes} entries, or none")
+        return self
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {
+        "data": {"view": "volume", "size": (48, 48, 48), "crops_per_volume": 1, "augment": {"noise": 0.1}},
+        "optim": {"epochs": 1000, "max_steps": 200, "batch_size": 4, "lr": 5e-4, "layer_decay": 0.75},
+    },
+    "small": {
+        "data": {"view": "volume", "size": (96, 96, 96), "crops_per_volume": 1},
+        "optim": {"epochs": 100, "batch_size": 8, "lr": 5e-4, "layer_decay": 0.75, "betas": (0.9, 0.999)},
+    },
+    "base": {
+        "data": {"view": "volume", "size": (128, 128, 128), "crops_per_volume": 1},
+        "optim": {"epochs": 100, "batch_size": 12, "lr": 2e-4, "layer_decay": 0.75, "betas": (0.9, 0.999)},
+        "engine": {"micro_batch": 4},
+    },
+    "published": {
+        "data": {
+            "view": "volume",
+            "size": (256, 256, 256),
+            "keep_aspect": False,
+            "crops_per_volume": 1,
+            "intensity": {"profile": "window", "low": -1200.0, "high": 800.0},
+            "augment": {"flip": (0.0, 0.0, 0.0), "noise": 0.1, "smooth": 0.2, "contrast": 0.15},
+        },
+        "optim": {
+            "epochs": 200,
+            "batch_size": 12,
+            "lr": 1e-4,
+            "min_lr": 1e-6,
+            "warmup": 0.025,
+            "weight_decay": 0.05,
+            "betas": (0.9, 0.999),
+            "layer_decay": 0.75,
+        },
+        "engine": {"micro_batch": 3},
+    },
+}
+"""Published: batch 3 accumulated 4 times; warm-up 5 of 200 epochs."""
+
+
+def build(run: RunConfig, encoder: Encoder) -> nn.Module:
+    """Encoder with a classification head."""
+    from training_backend.nn.heads import VolumeHead
+
+    config = _config(run)
+    network = VolumeHead(encoder, config.classes, config.pooling, config.hidden, config.freeze_encoder)
+    network.task = config  # type: ignore[assignment]
+    return network
+
+
+def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
+    """Loss of a batch whose `target` is [B] or [B, K]; mixup is drawn from `generator`."""
+    config: ClassificationConfig = network.task  # type: ignore[assignment]
+    if config.hidden and len(batch.volume) < 2:
+        from training_backend.errors import ConfigError
+
+        raise ConfigError(
+            "A head with hidden layers has batch normalisation and needs at least 2 volumes at a time, but got 1.",
+            "Raise optim.batch_size and engine.micro_batch, or leave task.hidden empty.",
+        )
+    target = soft_target(_target(batch), config)
+    volume = batch.volume
+    if config.mixup and len(volume) > 1:
+        volume, target = mixed(volume, target, config.mixup, generator)
+    logits = network(volume)
+    return StepOutput(loss=classification_loss(logits, target, config))
+
+
+def classification_loss(logits: Tensor, target: Tensor, config: ClassificationConfig) -> Tensor:
+    """Binary cross entropy with positive weights, or cross entropy with class weights.
+
+    Args:
+        logits: [B, K].
+        target: [B, K] probabilities, as `soft_target` gives.
+        config: kind and class weights; smoothing is already in the target.
+    """
+    import torch.nn.functional as F
+
+    weights = logits.new_tensor(config.class_weights, dtype=target.dtype) if config.class_weights else None
+    if config.kind == "multiclass":
+        return F.cross_entropy(logits.float(), target, weight=weights)
+    return F.binary_cross_entropy_with_logits(logits.float(), target, pos_weight=weights)
+
+
+def soft_target(target: Tensor, config: ClassificationConfig) -> Tensor:
+    """`target` [B] or [B, K] as probabilities [B, K] with label smoothing; multiclass targets are class numbers."""
+    import torch.nn.functional as F
+
+    from training_backend.errors import DataError
+
+    flat = target.reshape(len(target), -1)
+    if config.kind == "multiclass":
+        if flat.shape[1] == 1:
+            if flat.min() < 0 or flat.max() >= config.classes:
+                raise DataError(
+                    f"The task has {config.classes} classes, but a case has class number {int(flat.max())}.",
+                    "Count classes from 0 and set task.classes.",
+                )
+            flat = F.one_hot(flat[:, 0].long(), config.classes)
+        return flat.float() * (1 - config.smoothing) + config.smoothing / config.classes
+    if flat.shape[1] != config.classes:
+        raise DataError(
+            f"The task has {config.classes} labels per case, but the dataset has {flat.shape[1]}.", "Set task.classes."
+        )
+    return flat.float() * (1 - config.smoothing) + config.smoothing / 2
+
+
+def mixed(volume: Tensor, target: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Volumes and targets blended with those of another case of the batch, all with one share."""
+    import numpy as np
+    import torch
+
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    share = float(np.random.default_rng(seed).beta(alpha, alpha))
+    partner = torch.randperm(len(volume), generator=generator).to(volume.device)
+    return volume.lerp(volume[partner], 1 - share), target.lerp(target[partner], 1 - share)
+
+
+def predict(network: nn.Module, run: RunConfig, volume: Tensor, progress: Progress | None = None) -> Tensor:
+    """Probabilities [K] of one case [1, C, D, H, W]: sigmoids (K = 1 for binary), or a softmax for multiclass."""
+    import torch
+
+    from training_backend.tasks.base import Cancelled
+
+    if progress is not None and not progress(0.0):
+        raise Cancelled
+    with torch.inference_mode():
+        logits: Tensor = network(volume)[0].float()
+    if progress is not None:
+        progress(1.0)
+    return logits.softmax(0) if _config(run).kind == "multiclass" else logits.sigmoid()
+
+
+def evaluate(run: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
+    """Metrics with 95 % bootstrap intervals; "score" is the AUC, or the balanced accuracy while there is none."""
+    import numpy as np
+
+    from training_backend.evaluate.classification_metrics import classification_report
+
+    config = _config(run)
+    probabilities = np.stack([np.asarray(result.prediction, float).ravel() for result in results])
+    truth = np.stack([np.asarray(result.truth, float).ravel() for result in results])
+    return classification_report(probabilities, truth, config.kind, names=config.class_names)
+
+
+def layer_id(network: nn.Module, parameter: str) -> int:
+    """Depth of a parameter; the head has the largest."""
+    from training_backend.nn import heads
+
+    return heads.layer_id(network, parameter)
+
+
+def _target(batch: Batch) -> Tensor:
+    from training_backend.errors import DataError
+
+    if batch.target is None:
+        raise DataError(
+            "Classification needs a target for each case, but this dataset has none.", "Add a Label column."
+        )
+    return batch.target
+
+
+def _config(run: RunConfig) -> ClassificationConfig:
+    assert isinstance(run.task, ClassificationConfig)
+    return run.task
+
+
+TASK = Task(
+    name="classification",
+    config=ClassificationConfig,
+    title="Classification of whole volumes",
+    needs="target",
+    presets=PRESETS,
+    build=build,
+    training_step=training_step,
+    predict=predict,
+    evaluate=evaluate,
+    layer_id=layer_id,
+)
