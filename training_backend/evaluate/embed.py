@@ -311,7 +311,7 @@ def _write_parquet(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _write_arrays(output: Path, columns: Mapping[str, list[Floats | None]]) -> None:
     """One array [N, E] per kind; rows without result are NaN."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for kind, vectors in columns.items():
         width = max((len(vector) for vector in vectors if vector is not None), default=0)
         empty = np.full(width, np.nan, np.float32)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from training_backend.config import MethodConfig, RunConfig
 
+__all__ = ["Batch", "Card", "Encoder", "EncoderOutput", "Method", "PreviewArray", "StepOutput"]
+
 
 @dataclass(frozen=True)
 class Card:

@@ -79,7 +79,7 @@ class VolumeHead(nn.Module):
         return self
 
 
-def embeddings(network: nn.Module, volume: Tensor, normed: bool = False) -> dict[str, Tensor]:
+def embeddings(network: nn.Module | Encoder, volume: Tensor, normed: bool = False) -> dict[str, Tensor]:
     """All kinds of vectors of `volume` [B, C, D, H, W].
 
     Args:
