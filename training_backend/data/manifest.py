@@ -80,6 +80,8 @@ class DatasetInfo(ConfigModel):
     target_names: tuple[str, ...] = ()
     spacing_mm: tuple[float, float, float] | None = None
     """Spacing of the store, or None where each case keeps its own."""
+    crop_body: bool = True
+    """Whether the store holds only the box around each body."""
 
 
 def dataset_folder(path: Path) -> Path:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux passes tensors between processes
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def processors() -> int:
