@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from training_backend.engine.report import log
 from training_backend.engine.session import Session
 from training_backend.engine.state import load_evaluated
 from training_backend.engine.validate import predict_case, profile_of, validation_cases
+from training_backend.errors import DataError
 
 if TYPE_CHECKING:
     from training_backend.engine.work import Work
@@ -107,7 +106,11 @@ def _dice(work: Work, case: CaseRecord, prepared: Prepared, labels: npt.NDArray[
 
     if case.label is None:
         return {}
-    truth = read_labels(source_path(work, case.label.path), key=case.label.key).array
+    try:
+        truth = read_labels(work.dataset.source(case.label), key=case.label.key).array
+    except DataError as error:  # the source was moved away: the stored labels stand in for it
+        log.warning("%s", error)
+        truth = prepared.restore_labels(prepared.label)
     result = {}
     for entry in work.dataset.info.classes:
         mine, theirs = labels == entry.index, truth == entry.index
@@ -115,9 +118,3 @@ def _dice(work: Work, case: CaseRecord, prepared: Prepared, labels: npt.NDArray[
         if entry.index and total:
             result[entry.name] = 2.0 * int((mine & theirs).sum()) / total
     return result
-
-
-def source_path(work: Work, path: str) -> Path:
-    """Absolute path of a source file of the dataset."""
-    folder = Path(work.config.data.dataset)
-    return Path(os.path.normpath(folder / work.dataset.info.root / path))

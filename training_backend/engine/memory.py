@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,14 +54,14 @@ def tune_blocks(network: nn.Module, engine: EngineConfig) -> None:
     """Recompute and compile each block as the settings ask; names and values of the weights stay as they are."""
     for block in repeated_blocks(network):
         if engine.activation_checkpointing:
-            block.forward = functools.partial(_recomputed, block.forward)  # type: ignore[method-assign]
+            block.forward = functools.partial(_recomputed, block.forward)
         if engine.compile:
             block.compile()
     if engine.compile:
         logging.getLogger(__name__).info("Blocks are compiled at the first step; this takes a minute.")
 
 
-def _recomputed(forward: Callable[..., object], *arguments: object, **keywords: object) -> object:
+def _recomputed(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments, **keywords)
     return checkpoint(forward, *arguments, use_reentrant=False, **keywords)

@@ -124,7 +124,8 @@ class RunDirectory:
 
     def requested(self, what: str) -> bool:
         """Whether a request stands."""
-        return (self.control / what).exists()
+        path: Path = self.control / what
+        return path.exists()
 
     def beat(self) -> None:
         """Say that the process lives."""

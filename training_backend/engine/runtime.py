@@ -17,7 +17,8 @@ import psutil
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -93,7 +94,8 @@ class Runtime:
         for bucket in _buckets(users):
             flat = torch.cat([_gradient(parameter).flatten() for parameter in bucket])
             dist.all_reduce(flat)
-            for parameter, summed in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            parts = torch.split(flat, [parameter.numel() for parameter in bucket])
+            for parameter, summed in zip(bucket, parts, strict=True):
                 parameter.grad = summed.view_as(parameter)
 
     def total(self, values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from training_backend.data.loader import ViewLoader
-from training_backend.data.manifest import CaseRecord
+from training_backend.data.manifest import CaseRecord, Split
 from training_backend.data.prepare import InputProfile, Prepared, stored_input
 from training_backend.engine import seeds
 from training_backend.tasks.base import Cancelled, CaseResult, Task
@@ -19,6 +19,7 @@ from training_backend.tasks.base import Cancelled, CaseResult, Task
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from training_backend.data.loader import StepViews
     from training_backend.engine.work import Work
 
 MOST_VIEWS = 64
@@ -50,7 +51,7 @@ def improves(work: Work, score: float) -> bool:
     return best is None or (score > best if work.task else score < best)
 
 
-def validation_cases(work: Work, split: str = "val") -> list[CaseRecord]:
+def validation_cases(work: Work, split: Split = "val") -> list[CaseRecord]:
     """Cases of `split` that have what the task needs."""
     cases = work.dataset.cases(split=split)
     if work.needs == "labels":
@@ -93,9 +94,9 @@ def _view_loss(work: Work, stop: Callable[[], bool]) -> dict[str, float]:
     return {"loss": mean, "score": mean}
 
 
-def _fixed_views(work: Work) -> Iterator[tuple[int, object]]:
+def _fixed_views(work: Work) -> Iterator[tuple[int, StepViews]]:
     config = work.config.updated({"data": {"workers": 0}})
-    split = "val" if work.dataset.cases(split="val") else "train"
+    split: Split = "val" if work.dataset.cases(split="val") else "train"
     loader = ViewLoader(work.dataset, config, split=split, rank=work.runtime.rank, world=work.runtime.world)
     batch = config.optim.batch_size
     steps = math.ceil(min(MOST_VIEWS, loader.views_per_epoch) / batch)

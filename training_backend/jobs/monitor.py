@@ -84,7 +84,7 @@ class Monitor:
                 if self._log_offset is None or self._log_offset > end:
                     self._log_offset = max(0, end - LOG_BLOCK)
                 stream.seek(self._log_offset)
-                block = stream.read(LOG_BLOCK)
+                block: bytes = stream.read(LOG_BLOCK)
         except FileNotFoundError:
             return ""
         self._log_offset += len(block)

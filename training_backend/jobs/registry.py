@@ -29,7 +29,7 @@ START_S = 60.0
 TAIL_BYTES = 1 << 18
 
 _TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
-    "queued": ("Waits for its turn.", ("start", "stop", "clone")),
+    "queued": ("Waits for its turn.", ("start", "stop", "clone", "delete")),
     "starting": ("Starts: loads libraries, data and weights.", ("stop", "clone")),
     "running": ("Trains.", ("pause", "stop", "save", "preview", "clone")),
     "pausing": ("Saves before it pauses.", ("resume", "stop", "clone")),
