@@ -1,0 +1,144 @@
+"""Scores of fine-tuned models: one model on a split of a dataset, and several runs against each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training_backend.errors import DataError
+from training_backend.evaluate.segmentation_metrics import METRICS, ClassScore, bootstrap_mean, score_case, summarise
+from training_backend.report import Table
+from training_backend.tasks.base import Cancelled, CaseResult, Progress
+
+if TYPE_CHECKING:
+    from training_backend.data.dataset import Dataset
+    from training_backend.data.manifest import CaseRecord, Split
+    from training_backend.weights.load import LoadedModel
+
+FEWEST_PAIRS = 6
+"""Fewer pairs than this cannot reach 5 % in a two-sided Wilcoxon test, so none is reported."""
+
+
+def score_split(source: str | Path, data: Path, split: Split, progress: Progress | None = None) -> Table:
+    """Scores of a model on every case of `split` that has the truth, on the grid of each file.
+
+    Segmentations get a row per case and class and means with 95 % bootstrap intervals; other tasks their metrics.
+
+    Args:
+        source: run directory or model folder.
+        data: dataset folder.
+        split: "train", "val" or "test".
+        progress: told the share done; answering False raises `Cancelled`.
+    """
+    from training_backend.config.registry import task as find_task
+    from training_backend.data.dataset import Dataset
+    from training_backend.weights.load import load_model
+
+    model, dataset = load_model(source), Dataset.open(data)
+    if model.config.task is None:
+        raise DataError("This model was only pre-trained and predicts nothing to score.", "Fine-tune it first.")
+    task = find_task(model.config.task.name)
+    cases = [case for case in dataset.cases(split=split) if (case.label if task.needs == "labels" else case.target)]
+    if not cases:
+        raise DataError(f"The split {split!r} of {dataset.info.name} has no case with {task.needs}.")
+    if task.needs == "labels":
+        return _segmentation_table(model, dataset, cases, progress)
+    results = []
+    for done, case in enumerate(cases, 1):
+        values = _predict(model, dataset, case)
+        results.append(CaseResult(case.id, values, np.asarray(case.target, np.float32), (1.0, 1.0, 1.0)))
+        _tell(progress, done / len(cases))
+    table = Table(("metric", "value"))
+    for name, value in task.evaluate(model.config, results).items():
+        table.add(name, f"{value:.4f}")
+    return table
+
+
+def compare_runs(runs: Sequence[Path]) -> Table:
+    """Mean Dice of each segmentation run on the validation cases that all share, and its difference to the first run.
+
+    The difference is paired by case: mean with 95 % bootstrap interval, and the two-sided Wilcoxon signed-rank p value
+    where there are at least six cases.
+
+    Args:
+        runs: directories of finished fine-tuning runs; the first is the reference.
+    """
+    from scipy.stats import wilcoxon
+
+    scores = [_case_dice(Path(run)) for run in runs]
+    shared = sorted(set.intersection(*(set(score) for score in scores)))
+    if not shared:
+        raise DataError("These runs share no validation case.", "Compare runs on the same dataset and split.")
+    table = Table(("run", "cases", "Dice", "difference to first", "p"))
+    reference = np.array([scores[0][case] for case in shared])
+    for run, score in zip(runs, scores, strict=True):
+        values = np.array([score[case] for case in shared])
+        change = values - reference
+        enough = len(shared) >= FEWEST_PAIRS and bool(np.any(change))
+        p = f"{wilcoxon(change).pvalue:.3g}" if enough else "-"
+        difference = "-" if run == runs[0] else str(bootstrap_mean(change.tolist()))
+        table.add(Path(run).name, len(shared), bootstrap_mean(values.tolist()), difference, p)
+    return table
+
+
+def _segmentation_table(
+    model: LoadedModel, dataset: Dataset, cases: Sequence[CaseRecord], progress: Progress | None
+) -> Table:
+    from training_backend.data.read import read_labels
+
+    classes: Mapping[int, str] = {entry.index: entry.name for entry in dataset.info.classes}
+    scores: list[ClassScore] = []
+    for done, case in enumerate(cases, 1):
+        if case.label is None:
+            continue
+        truth = read_labels(dataset.source(case.label), key=case.label.key)
+        labels = _predict(model, dataset, case)
+        scores += score_case(labels, truth.array, truth.geometry.spacing_mm, classes, case_id=case.id)
+        _tell(progress, done / len(cases))
+    table = Table(("case", "class", *METRICS))
+    for score in scores:
+        table.add(score.case_id, score.class_name, *(_number(getattr(score, metric)) for metric in METRICS))
+    for name, means in summarise(scores).items():
+        table.add("mean", name, *(means[metric] if metric in means else "-" for metric in METRICS))
+    return table
+
+
+def _predict(model: LoadedModel, dataset: Dataset, case: CaseRecord) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    """Label map on the native grid (z, y, x), or values [K], of a stored case."""
+    import torch
+
+    from training_backend.config.registry import task as find_task
+    from training_backend.data.prepare import stored_input
+
+    prepared = stored_input(dataset, case, model.profile)
+    task = find_task(model.config.task.name if model.config.task else "")
+    with torch.inference_mode():
+        output = task.predict(model.module, model.config, torch.from_numpy(prepared.array)[None], None)
+    result = output.float().cpu().numpy()
+    return prepared.restore_labels(result) if result.ndim == 4 else result
+
+
+def _case_dice(run: Path) -> dict[str, float]:
+    """Mean Dice over classes by case, from the predictions that the run wrote at its end."""
+    path = run / "predictions" / "cases.json"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{run} has no scored validation cases (predictions/cases.json).", "Compare finished segmentation runs."
+        ) from error
+    return {entry["case"]: float(np.mean(list(entry["dice"].values()))) for entry in entries if entry["dice"]}
+
+
+def _tell(progress: Progress | None, share: float) -> None:
+    if progress is not None and not progress(share):
+        raise Cancelled
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
