@@ -70,7 +70,7 @@ def _chosen_series(path: Path) -> list[Series]:
         return []
     from training_backend.data.dicom import list_series
 
-    found = list_series(path)
+    found = [series for series in list_series(path) if not series.problem]
     if len(found) < 2:
         return []
     return _ask(path, found)

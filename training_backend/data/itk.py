@@ -48,7 +48,7 @@ def read(path: Path, key: str = "") -> list[Volume]:
     stored = stored.reshape((*stored.shape[:3], count))
     meta: dict[str, Any] = {"format": _FORMATS[suffix_of(path)], "file": path.name, "warnings": warnings}
     if names := _class_names(reader):
-        meta["class_names"] = names
+        meta |= {"class_names": names, "kind": "labels"}
     volumes = []
     for index in chosen(path, key, count):
         array = geometry.to_canonical(stored[..., index].transpose(2, 1, 0))

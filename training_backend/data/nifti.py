@@ -16,6 +16,7 @@ from training_backend.data.integrity import check_claim, check_file, is_gzip, re
 from training_backend.data.volume import Array, Geometry, Shape, Volume
 from training_backend.errors import DataError, GeometryError
 
+_INTENT_LABEL = 1002
 _LARGEST_HEADER = 1 << 24  # header extensions beyond 16 MB are a damaged offset
 _KEPT_FIELDS = ("pixdim", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _LABEL = re.compile(rb'<Label\s[^>]*?Key="(\d+)"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))')
@@ -50,6 +51,8 @@ def read(path: Path, key: str = "") -> list[Volume]:
     }
     if names := _class_names(header):
         meta["class_names"] = names
+    if names or int(header["intent_code"]) == _INTENT_LABEL:
+        meta["kind"] = "labels"
     if (low := float(header["cal_min"])) < (high := float(header["cal_max"])):
         meta["window"] = [low, high]
     volumes = []

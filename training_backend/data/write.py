@@ -5,6 +5,7 @@ A file appears whole or not at all, and never replaces another one unasked.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import shutil
@@ -33,7 +34,8 @@ def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False, l
     """Write `volume` in the axis order and with the affine of the file it came from.
 
     Args:
-        volume: image or label map. float16 is stored as float32 and bool as uint8, for want of such types.
+        volume: image, or label map with its names in ``meta["class_names"]`` (value to name). For want of such types
+            float16 is stored as float32 and bool as uint8.
         path: its ending chooses the format; see `WRITABLE`.
         overwrite: replace an existing file.
         labels: store whole numbers in the smallest type that holds them; by default when ``meta["kind"]`` is "labels".
@@ -56,7 +58,7 @@ def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False, l
     as_labels = volume.meta.get("kind") == "labels" if labels is None else labels
     array = whole_numbers(volume.array, volume.name) if as_labels else _storable(volume.array)
     if suffix.startswith(".nii"):
-        _write_nifti(volume.with_array(array), path, compressed=suffix == ".nii.gz")
+        _write_nifti(volume.with_array(array), path, compressed=suffix == ".nii.gz", labels=as_labels)
     else:
         _write_itk(volume.with_array(array), path, overwrite)
     return path
@@ -69,14 +71,18 @@ def _storable(array: Array) -> Array:
     return array.astype(kind, copy=False)
 
 
-def _write_nifti(volume: Volume, path: Path, *, compressed: bool) -> None:
+def _write_nifti(volume: Volume, path: Path, *, compressed: bool, labels: bool) -> None:
     source = volume.geometry.to_source(volume.array)
     kept = volume.meta.get("nifti") or {}
     two = kept.get("version") == 2 or max(source.shape) > _NIFTI1_LONGEST
     header = _nifti_header(volume, kept, nib.Nifti2Header if two else nib.Nifti1Header)
     header.set_data_dtype(source.dtype)
+    if labels:
+        header.set_intent("label")
+    elif window := volume.meta.get("window"):
+        header["cal_min"], header["cal_max"] = window
     image = (nib.Nifti2Image if two else nib.Nifti1Image)(source, None, header)
-    if names := volume.meta.get("class_names"):
+    if labels and (names := volume.meta.get("class_names")):
         image.header.extensions.append(nib.nifti1.Nifti1Extension(0, _label_table(names)))
     with atomic(path) as stream:
         if compressed:  # no name and no time inside: equal volumes give equal files
@@ -91,8 +97,6 @@ def _nifti_header(volume: Volume, kept: dict[str, Any], kind: type[nib.Nifti1Hea
     affine = volume.geometry.affine
     header = kind()
     header.set_data_shape(volume.geometry.source_shape)
-    if window := volume.meta.get("window"):
-        header["cal_min"], header["cal_max"] = window
     if kept and kept["grid"] == volume.geometry.to_dict():
         for name, value in kept["fields"].items():
             header[name] = value
@@ -137,6 +141,8 @@ def _write_itk(volume: Volume, path: Path, overwrite: bool) -> None:
     except OSError as error:
         raise disk_error(error, path) from error
     except RuntimeError as error:
+        if shutil.disk_usage(path.parent).free < volume.array.nbytes:
+            raise disk_error(OSError(errno.ENOSPC, "no space"), path) from error
         raise DataError(
             f"{path.name} cannot be written: {str(error).strip()[-200:]}.", "Check folder and disk."
         ) from error
