@@ -1,0 +1,47 @@
+"""Our numbers against those of the reference systems: one test per case of every manifest under `--parity-root`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.parity import mae3d
+from tests.parity.cases import read_manifest
+
+SYSTEMS = {"3D-MAE-MedImaging": mae3d}
+"""Module of each covered system, by the `reference` that its manifest names. A module gives `checks(folder, manifest)`,
+the named checks of a folder."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "check" in metafunc.fixturenames:
+        found = list(collect(metafunc.config.getoption("--parity-root")))
+        metafunc.parametrize("check", [check for _, check in found], ids=[name for name, _ in found])
+
+
+def collect(root: Path) -> list[tuple[str, Callable[[], None]]]:
+    """Named checks of all covered systems; one that fails if there are none."""
+    if not root.is_dir():
+        return [_failing(str(root), f"{root} is not a folder")]
+    found = []
+    for path in sorted(root.rglob("manifest.json")):
+        manifest, folder = read_manifest(path.parent), path.parent
+        system = SYSTEMS.get(str(manifest.get("reference", "")))
+        if system is not None:
+            found += [(f"{folder.name}-{name}", check) for name, check in system.checks(folder, manifest)]
+        elif folder == root:
+            found.append(_failing(folder.name, f"the system {manifest.get('reference')!r} is not covered"))
+    return found or [_failing(root.name, f"no manifest of a covered system under {root}")]
+
+
+def _failing(name: str, reason: str) -> tuple[str, Callable[[], None]]:
+    def check() -> None:
+        pytest.fail(reason)
+
+    return name, check
+
+
+def test_case(check: Callable[[], None]) -> None:
+    check()
