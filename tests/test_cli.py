@@ -15,7 +15,18 @@ from training_backend.settings import _defaults
 def test_without_arguments_the_usage_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
-    for name in ("demo", "doctor", "pretrain", "finetune", "predict", "embed", "reconstruct", "evaluate", "compare", "runs"):
+    for name in (
+        "demo",
+        "doctor",
+        "pretrain",
+        "finetune",
+        "predict",
+        "embed",
+        "reconstruct",
+        "evaluate",
+        "compare",
+        "runs",
+    ):
         assert name in text
 
 
@@ -37,7 +48,9 @@ def test_errors_are_one_sentence_on_standard_error(tmp_path: Path, capsys: pytes
     assert captured.err.strip() == f"{tmp_path} is not a run directory: it has no run.json."
 
 
-def test_an_unknown_preset_or_method_is_answered_with_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_preset_or_method_is_answered_with_the_known_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["pretrain", "--method", "mae3", "--data", str(tmp_path), "--output", str(tmp_path / "run")]) == 1
     assert "'mae3d'" in capsys.readouterr().err
 

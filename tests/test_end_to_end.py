@@ -50,7 +50,10 @@ def test_runs_leave_a_model_and_its_card(workspace: Path) -> None:
 def test_predictions_lie_on_the_grid_of_the_file(workspace: Path) -> None:
     scan = oblique(5, SHAPE).volume
     path = write_volume(scan, workspace / "schräg.nii.gz")
-    assert main(["predict", "--run", str(workspace / "organs"), "--input", str(path), "--output", str(workspace / "out")]) == 0
+    assert (
+        main(["predict", "--run", str(workspace / "organs"), "--input", str(path), "--output", str(workspace / "out")])
+        == 0
+    )
     (written,) = (workspace / "out").glob("*.nii.gz")
     assert read_labels(written).geometry.same_grid(read_volume(path).geometry)
     assert np.allclose(read_labels(written).geometry.affine, read_volume(path).geometry.affine, atol=1e-4)
@@ -69,7 +72,18 @@ def test_a_table_goes_in_and_comes_back_with_predictions(workspace: Path) -> Non
 def test_scans_become_vectors(workspace: Path) -> None:
     image = str(next((workspace / "cohort" / "imagesTr").glob("*.nii.gz")))
     output = workspace / "vectors.npz"
-    command = ["embed", "--weights", str(workspace / "mae"), "--input", image, "--output", str(output), "--kinds", "class", "concat"]
+    command = [
+        "embed",
+        "--weights",
+        str(workspace / "mae"),
+        "--input",
+        image,
+        "--output",
+        str(output),
+        "--kinds",
+        "class",
+        "concat",
+    ]
     assert main(command) == 0
     vectors = np.load(output)
     assert vectors["concat"].shape[1] == 2 * vectors["class"].shape[1]
@@ -77,7 +91,15 @@ def test_scans_become_vectors(workspace: Path) -> None:
 
 def test_reconstructions_are_volumes_on_the_scan(workspace: Path) -> None:
     image = next((workspace / "cohort" / "imagesTr").glob("*.nii.gz"))
-    command = ["reconstruct", "--run", str(workspace / "mae"), "--input", str(image), "--output", str(workspace / "filled")]
+    command = [
+        "reconstruct",
+        "--run",
+        str(workspace / "mae"),
+        "--input",
+        str(image),
+        "--output",
+        str(workspace / "filled"),
+    ]
     assert main(command) == 0
     names = {path.name for path in (workspace / "filled").glob("*.nii.gz")}
     assert any("reconstruction" in name for name in names)
@@ -90,7 +112,15 @@ def test_reconstructions_are_volumes_on_the_scan(workspace: Path) -> None:
 
 def test_scores_and_comparison_are_tables(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = workspace / "scores.csv"
-    command = ["evaluate", "--run", str(workspace / "organs"), "--data", str(workspace / "dataset"), "--output", str(table)]
+    command = [
+        "evaluate",
+        "--run",
+        str(workspace / "organs"),
+        "--data",
+        str(workspace / "dataset"),
+        "--output",
+        str(table),
+    ]
     assert main(command) == 0
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     assert {"case", "class", "dice"} <= set(rows[0])
@@ -106,13 +136,24 @@ def test_weights_go_to_the_authors_layout_and_back(workspace: Path) -> None:
     assert (imported / "model.safetensors").is_file()
 
 
-def test_runs_are_listed_shown_and_cloned(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_listed_shown_and_cloned(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MED3DSSL_RUNS", str(workspace / "runs"))
     assert main(["runs", "list"]) == 0
     assert str(workspace / "mae") in capsys.readouterr().out
     assert main(["runs", "show", str(workspace / "mae")]) == 0
     assert "finished" in capsys.readouterr().out
-    clone = ["runs", "clone", "--run", str(workspace / "mae"), "--output", str(workspace / "mae 2"), "--set", "optim.max_steps=2"]
+    clone = [
+        "runs",
+        "clone",
+        "--run",
+        str(workspace / "mae"),
+        "--output",
+        str(workspace / "mae 2"),
+        "--set",
+        "optim.max_steps=2",
+    ]
     assert main(clone) == 0
     assert json.loads((workspace / "mae 2" / "run.json").read_text(encoding="utf-8"))["state"] == "finished"
 

@@ -147,10 +147,16 @@ def test_light_imports_load_no_torch(statement: str, repository: Path) -> None:
 
 
 def test_importing_the_packages_takes_less_than_three_tenths_of_a_second(repository: Path) -> None:
-    code = "import time; t = time.perf_counter(); import napari_med3dssl, training_backend; print(time.perf_counter() - t)"
+    code = (
+        "import time; t = time.perf_counter(); import napari_med3dssl, training_backend; print(time.perf_counter() - t)"
+    )
     path = f"{repository}:{repository / 'src'}"
     seconds = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path}).stdout)
+        float(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path}
+            ).stdout
+        )
         for _ in range(3)
     ]
     assert min(seconds) < 0.3

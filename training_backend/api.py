@@ -112,7 +112,12 @@ def data_prepare(
 
 
 def predict(
-    run: str, input: tuple[Path, ...], output: Path, probabilities: bool = False, overlap: float = 0.5, device: str = "auto"
+    run: str,
+    input: tuple[Path, ...],
+    output: Path,
+    probabilities: bool = False,
+    overlap: float = 0.5,
+    device: str = "auto",
 ) -> Table:
     """Apply a fine-tuned model to scans; label volumes lie exactly on the grid of each file.
 
@@ -172,7 +177,9 @@ def compare(runs: tuple[Path, ...], output: Path | None = None) -> Table:
     return table
 
 
-def reconstruct(run: str, input: Path, output: Path, mask_ratio: float = 0.75, seed: int = 0, device: str = "auto") -> Table:
+def reconstruct(
+    run: str, input: Path, output: Path, mask_ratio: float = 0.75, seed: int = 0, device: str = "auto"
+) -> Table:
     """Mask a scan, let a pre-trained model fill the gaps, and write masked input, reconstruction and error as volumes.
 
     Args:

@@ -24,7 +24,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
         sync_folder(path.parent)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
@@ -59,5 +59,7 @@ def sync_folder(folder: Path) -> None:
 def disk_error(error: OSError, path: Path) -> Exception:
     """The error to raise for a failed write: a sentence for a full disk, the original otherwise."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"The disk is full: {path.name} could not be written to {path.parent}.", "Free space there.")
+        return ResourceError(
+            f"The disk is full: {path.name} could not be written to {path.parent}.", "Free space there."
+        )
     return error

@@ -51,7 +51,9 @@ def train(config: RunConfig, output: Path, *, detach: bool = False) -> RunReport
     if (output / "run.json").exists():
         run = RunDirectory.open(output)
         if run.config() != config:
-            raise ConfigError(f"{output} holds a run with other settings.", "Choose another --output, or clone that run.")
+            raise ConfigError(
+                f"{output} holds a run with other settings.", "Choose another --output, or clone that run."
+            )
         if summary(run).state == "finished":
             return RunReport(summary(run))
     else:

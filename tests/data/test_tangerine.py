@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from training_backend.data.tangerine import prepare, read_list, resample_keeping_aspect, resample_published, window_hu
 

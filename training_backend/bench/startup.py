@@ -34,7 +34,9 @@ def _import_seconds(statement: str, repeats: int) -> dict[str, object]:
         f"import time, sys; t = time.perf_counter(); {statement}; "
         "sys.stdout.write(f'{time.perf_counter() - t} {int(\"torch\" in sys.modules)}')"
     )
-    results = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(repeats)]
+    results = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(repeats)
+    ]
     pairs = [result.stdout.split() for result in results]
     return {"median": round(statistics.median(float(pair[0]) for pair in pairs), 4), "loads_torch": pairs[0][1] == "1"}
 

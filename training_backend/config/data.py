@@ -46,7 +46,7 @@ class AugmentConfig(ConfigModel):
 class DataConfig(ConfigModel):
     """The dataset and the views that training cuts from it."""
 
-    dataset: Path = Field(Path("."), json_schema_extra=ui(widget="dataset"))
+    dataset: Path = Field(Path(), json_schema_extra=ui(widget="dataset"))
     """Folder made by ``med3dssl data ingest``."""
     contrasts: tuple[str, ...] = ()
     """Contrasts stacked as input channels, in this order; empty means the first image of each case."""

@@ -49,7 +49,9 @@ class ConfigModel(BaseModel):
         return self.parse(merged(self.model_dump(), changes))
 
 
-def ui(*, advanced: bool = False, label: str = "", widget: str = "", unit: str = "", hidden: bool = False) -> dict[str, Any]:
+def ui(
+    *, advanced: bool = False, label: str = "", widget: str = "", unit: str = "", hidden: bool = False
+) -> dict[str, Any]:
     """Hints for the form of a field: fold it under *Advanced*, its label, a special control, its unit, or no control."""
     return {"ui": {"advanced": advanced, "label": label, "widget": widget, "unit": unit, "hidden": hidden}}
 

@@ -2,7 +2,8 @@
 
 The authors resample every CT to 256 voxels along each axis with cubic B-splines, clip to [-1200, 800] HU and scale to
 [0, 1]. Their resampler keeps the origin at the first voxel's centre, which shifts the picture by half a voxel, and
-stretches each axis by itself. `resample_published` does exactly that; `med3dssl data prepare --keep-aspect` pads instead.
+stretches each axis by itself. `resample_published` does exactly that; ``med3dssl data prepare --keep-aspect`` pads
+instead.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from training_backend.errors import Med3dError
 from training_backend.files import atomic, write_text
 
 if TYPE_CHECKING:
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK as sitk
 
 HU_WINDOW = (-1200.0, 800.0)
 
@@ -33,7 +34,7 @@ def window_hu(array: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
 
 def resample_published(image: sitk.Image, size_xyz: tuple[int, int, int]) -> sitk.Image:
     """`image` on `size_xyz` voxels by cubic B-splines, origin and direction copied, 0 HU outside, same pixel type."""
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK as sitk
 
     spacing = [n * s / m for n, s, m in zip(image.GetSize(), image.GetSpacing(), size_xyz, strict=True)]
     resampler = sitk.ResampleImageFilter()
@@ -47,7 +48,9 @@ def resample_published(image: sitk.Image, size_xyz: tuple[int, int, int]) -> sit
     return resampler.Execute(image)
 
 
-def resample_keeping_aspect(array: npt.NDArray[np.generic], spacing_mm: Sequence[float], size: int) -> npt.NDArray[np.float32]:
+def resample_keeping_aspect(
+    array: npt.NDArray[np.generic], spacing_mm: Sequence[float], size: int
+) -> npt.NDArray[np.float32]:
     """`array` (z, y, x) in HU on a cube of `size` isotropic voxels, centred, padded with air (-1200 HU)."""
     import torch
     from torch.nn import functional
@@ -129,7 +132,7 @@ def prepare(
 
 
 def _on_cube(path: Path, size: int, keep_aspect: bool) -> npt.NDArray[np.float32]:
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK as sitk
 
     from training_backend.data.read import read_volume
 

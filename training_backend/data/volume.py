@@ -181,7 +181,9 @@ class Volume:
 
     def __post_init__(self) -> None:
         if tuple(self.array.shape) != self.geometry.shape:
-            raise GeometryError(f"The geometry describes {self.geometry.shape} voxels, the array has {self.array.shape}.")
+            raise GeometryError(
+                f"The geometry describes {self.geometry.shape} voxels, the array has {self.array.shape}."
+            )
         object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
 
     @property
@@ -200,7 +202,9 @@ def check_affine(affine: Array) -> None:
         raise GeometryError("The affine of this scan is not a finite 4 x 4 matrix.", "Re-export the scan.")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if (lengths < 1e-6).any():
-        raise GeometryError("A voxel of this scan has zero size along at least one axis.", "Set the spacing and re-export.")
+        raise GeometryError(
+            "A voxel of this scan has zero size along at least one axis.", "Set the spacing and re-export."
+        )
     if abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
         raise GeometryError("The axes of this scan lie in one plane (singular affine).", "Re-export the scan.")
 

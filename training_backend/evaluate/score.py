@@ -104,11 +104,13 @@ def _segmentation_table(
     for score in scores:
         table.add(score.case_id, score.class_name, *(_number(getattr(score, metric)) for metric in METRICS))
     for name, means in summarise(scores).items():
-        table.add("mean", name, *(means[metric] if metric in means else "-" for metric in METRICS))
+        table.add("mean", name, *(means.get(metric, "-") for metric in METRICS))
     return table
 
 
-def _predict(model: LoadedModel, dataset: Dataset, case: CaseRecord) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+def _predict(
+    model: LoadedModel, dataset: Dataset, case: CaseRecord
+) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     """Label map on the native grid (z, y, x), or values [K], of a stored case."""
     import torch
 
