@@ -276,12 +276,13 @@ def weights_probe_orientation(weights: str, input: Path, mask_ratio: float = 0.7
 
 
 def zoo_list() -> Table:
-    """List the published weights: name, method, size, licence."""
+    """List the published weights with their licences."""
     from training_backend.weights.zoo import entries
 
-    table = Table(("name", "method", "size", "licence"))
+    table = Table(("name", "family", "size", "licence", "what"))
     for entry in entries():
-        table.add(entry.name, entry.method, entry.size_text, entry.licence)
+        size = f"{entry.size_mb} MB" if entry.size_mb else "-"
+        table.add(entry.name, entry.family, size, entry.licence or "unknown", entry.title)
     return table
 
 

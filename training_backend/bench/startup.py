@@ -55,7 +55,8 @@ def _first_event_seconds() -> dict[str, float]:
         write_cohort(Path(folder) / "cohort", 3, seed=0)
         ingest([Path(folder) / "cohort"], Path(folder) / "dataset", IngestConfig())
         run = RunDirectory.create(Path(folder) / "run", pretrain_config("mae3d", "tiny", Path(folder) / "dataset"))
-        reader, seen = EventReader(run.events_path), {}
+        reader = EventReader(run.events_path)
+        seen: dict[str, float] = {}
         start = time.monotonic()
         launch(run)
         while len(seen) < 2 and time.monotonic() - start < 120:

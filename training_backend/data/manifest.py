@@ -72,7 +72,8 @@ class DatasetInfo(ConfigModel):
     schema_version: int = 1
     name: str
     layout: str = ""
-    """What the source was recognised as: "folder", "paired", "msd", "nnunet", "bids", "monai", "csv", "ua-mt", "dicom"."""
+    """What the source was recognised as: "folder", "paired", "msd", "nnunet", "bids", "monai", "csv", "ua-mt" or
+    "dicom"."""
     root: str = "."
     """Folder of the source files, relative to the dataset's folder when below it."""
     contrasts: tuple[str, ...] = ()
