@@ -66,7 +66,11 @@ class ExplorePanel(QWidget):
         for event in (self.viewer.layers.events.inserted, self.viewer.layers.events.removed):
             event.connect(self._refresh_scans)
         self.destroyed.connect(lambda: self._disconnect(state))
-        self._keys = {"Alt-X": self.similarity.toggle, "Alt-M": self.masking.new_mask, "Alt-G": self.masking.toggle_grid}
+        self._keys = {
+            "Alt-X": self.similarity.toggle,
+            "Alt-M": self.masking.new_mask,
+            "Alt-G": self.masking.toggle_grid,
+        }
         self._refresh_scans()
         self.refresh_models()
 
@@ -290,7 +294,7 @@ def _is_scan(layer: Any) -> bool:
     if type(layer).__name__ != "Image" or layer.rgb or layer.ndim != 3 or layer.multiscale:
         return False
     facts = facts_of(layer)
-    return facts is None or facts.get("role") == "image" and not facts.get("derived")
+    return facts is None or (facts.get("role") == "image" and not facts.get("derived"))
 
 
 def _runs_with_model() -> list[tuple[str, str]]:

@@ -54,7 +54,9 @@ class SimilaritySection(ExploreSection):
         self._maps = PictureLayers(panel.viewer)
         self._seeds_layer: Any = None
         self._values: Any = None
-        self.pick_button = button("Pick voxel", self._toggled, "Click in the scan: Shift adds, Ctrl excludes, Esc leaves (Alt+X).")
+        self.pick_button = button(
+            "Pick voxel", self._toggled, "Click in the scan: Shift adds, Ctrl excludes, Esc leaves (Alt+X)."
+        )
         self.pick_button.setCheckable(True)
         self.clear_button = button("Clear", self.clear, "Forget the picked voxels.")
         self.seeds_text = wrapping("No voxel picked yet.")
@@ -62,10 +64,18 @@ class SimilaritySection(ExploreSection):
         self.contrast.setRange(0, 100)
         self.contrast.setValue((2, 98))
         self.contrast.setDecimals(0)
-        _name(self.contrast, "Contrast range", "Share of tokens, in per cent, below which the map is dark and above which it is bright.")
+        _name(
+            self.contrast,
+            "Contrast range",
+            "Share of tokens, in per cent, below which the map is dark and above which it is bright.",
+        )
         self.contrast.valueChanged.connect(self._stretch)
-        self.threshold = _slider("Threshold", -1.0, 1.0, 0.6, "Similarity above which a voxel becomes part of the label.")
-        self.labels_button = button("To labels", self.to_labels, "Make a labels layer of all voxels above the threshold.")
+        self.threshold = _slider(
+            "Threshold", -1.0, 1.0, 0.6, "Similarity above which a voxel becomes part of the label."
+        )
+        self.labels_button = button(
+            "To labels", self.to_labels, "Make a labels layer of all voxels above the threshold."
+        )
         self.column.insertWidget(1, self.seeds_text)
         self.form.addRow(button_row(self.pick_button, self.clear_button))
         self.form.addRow("Contrast %", self.contrast)
@@ -101,7 +111,9 @@ class SimilaritySection(ExploreSection):
         grid = geometry_of(scan)
         similar = (self._values >= self.threshold.value()).astype(np.uint8)
         table = (ClassEntry(index=1, name="similar", colour="#009e73"),)
-        layer = labels_layer(on_scan(similar, features.geometry, grid), grid, f"{scan.name} · similar", table, derived=True)
+        layer = labels_layer(
+            on_scan(similar, features.geometry, grid), grid, f"{scan.name} · similar", table, derived=True
+        )
         add(self.panel.viewer, layer)
 
     def _toggled(self) -> None:
@@ -115,7 +127,9 @@ class SimilaritySection(ExploreSection):
         if features is None or scan is None:
             return
         grid = geometry_of(scan)
-        tokens = [[token_at(voxel, grid, features.geometry) for voxel in kind] for kind in (seeds.positive, seeds.negative)]
+        tokens = [
+            [token_at(voxel, grid, features.geometry) for voxel in kind] for kind in (seeds.positive, seeds.negative)
+        ]
         positive, negative = ([token for token in kind if token is not None] for kind in tokens)
         if not positive and not negative:
             self.seeds_text.setText("The model did not see this place of the scan.")
@@ -183,16 +197,22 @@ class MaskingSection(ExploreSection):
         tip = "Hide patches and see what the model believes to be there; for models that learnt by reconstructing."
         super().__init__(panel, "Masked reconstruction", tip, folded=True, needs="Choose a scan and a model first.")
         self._maps = PictureLayers(panel.viewer)
-        self.ratio = _slider("Mask ratio", 5, 95, 75, "Share of patches hidden from the model, in per cent.", decimals=0)
+        self.ratio = _slider(
+            "Mask ratio", 5, 95, 75, "Share of patches hidden from the model, in per cent.", decimals=0
+        )
         self.seed = QSpinBox()
         self.seed.setRange(0, 2**31 - 1)
         _name(self.seed, "Seed", "Number that decides which patches are hidden.")
         self.fill = QCheckBox("Fill only masked patches")
         self.fill.setChecked(True)
         self.fill.setToolTip("Off shows the prediction of visible patches too.")
-        self.show_button = button("Reconstruct", self.reconstruct, "Around the point where the view stands, for models of crops.")
+        self.show_button = button(
+            "Reconstruct", self.reconstruct, "Around the point where the view stands, for models of crops."
+        )
         self.new_button = button("New mask", self.new_mask, "Next seed: hide other patches (Alt+M).")
-        self.grid_button = button("2 × 2 view", self.toggle_grid, "The four pictures side by side, or the scan again (Alt+G).")
+        self.grid_button = button(
+            "2 × 2 view", self.toggle_grid, "The four pictures side by side, or the scan again (Alt+G)."
+        )
         self.grid_button.setEnabled(False)
         self.error = wrapping("")
         self.form.addRow("Mask ratio %", self.ratio)
@@ -236,7 +256,9 @@ class MaskingSection(ExploreSection):
         if mask is not None:
             mask.visible = False
         self.grid_button.setEnabled(True)
-        self.error.setText(f"Mean absolute error in hidden patches: {values['error']:.3g} {values['unit']}.".replace(" .", "."))
+        self.error.setText(
+            f"Mean absolute error in hidden patches: {values['error']:.3g} {values['unit']}.".replace(" .", ".")
+        )
 
 
 class AttentionSection(ExploreSection):
@@ -272,7 +294,7 @@ class AttentionSection(ExploreSection):
 
 
 def view_point(viewer: Any, layer: Any) -> list[float]:
-    """(z, y, x) voxel of `layer` where the view stands: its sliders, and the middle of the canvas for the axes shown."""
+    """(z, y, x) voxel of `layer` where the view stands: its sliders, and the middle of the canvas for shown axes."""
     world = np.asarray(viewer.dims.point, float)
     shown = list(viewer.dims.displayed)
     world[shown] = np.asarray(_compat.camera(viewer).center)[-len(shown) :]

@@ -51,8 +51,12 @@ def exchange_folder(client: ServeClient) -> Path:
 
 def test_values_arrays_and_volumes_come_back_as_sent(client: ServeClient) -> None:
     big = np.arange(60_000, dtype=np.int16).reshape(30, 40, 50)
-    volume = Volume(big[::2], Geometry.from_spacing((15, 40, 50), (2, 1, 1), (1, 2, 3)), "CT", "scan", {"warnings": ["odd"]})
-    answer = client.request("echo", number=3, text="Lungenflügel", nested={"a": [big, None]}, volume=volume, empty=big[:0])
+    volume = Volume(
+        big[::2], Geometry.from_spacing((15, 40, 50), (2, 1, 1), (1, 2, 3)), "CT", "scan", {"warnings": ["odd"]}
+    )
+    answer = client.request(
+        "echo", number=3, text="Lungenflügel", nested={"a": [big, None]}, volume=volume, empty=big[:0]
+    )
     assert answer["number"] == 3
     assert answer["text"] == "Lungenflügel"
     np.testing.assert_array_equal(answer["nested"]["a"][0], big)
@@ -148,7 +152,7 @@ def test_a_crash_is_survived_once(client: ServeClient, tmp_path: Path) -> None:
 
 
 def test_a_second_crash_is_a_sentence_and_the_next_request_works(client: ServeClient) -> None:
-    with pytest.raises(RunError, match="ended twice while it did 'crash' .*exit status 9, last words: out of luck"):
+    with pytest.raises(RunError, match=r"ended twice while it did 'crash' .*exit status 9, last words: out of luck"):
         client.request("crash")
     assert client.request("echo", a=1) == {"a": 1}
 

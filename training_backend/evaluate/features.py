@@ -7,7 +7,6 @@ several windows is their mean, weighted towards the windows in whose middle it l
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training_backend.data.volume import Geometry, Shape
-from training_backend.errors import ResourceError
+from training_backend.errors import ConfigError, ResourceError
 from training_backend.tasks.base import Cancelled, Progress
 
 if TYPE_CHECKING:
@@ -135,8 +134,10 @@ def class_attention(
     head: int | None = None,
     overlap: float = 0.5,
     progress: Progress | None = None,
-) -> TokenMap:
+) -> tuple[TokenMap, int]:
     """Attention of the class token to every patch, [d, h, w] float32, as a multiple of the uniform attention.
+
+    Answers the map and the number of heads that the block has.
 
     Args:
         encoder: network on the device where it shall compute.
@@ -147,25 +148,34 @@ def class_attention(
         overlap: of the windows of a crop encoder.
         progress: told the share done; answers whether to go on.
     """
+    if not -encoder.depth <= block < encoder.depth:
+        raise ConfigError(f"The model has {encoder.depth} blocks, so block {block + 1} does not exist.")
     index = range(encoder.depth)[block]
+    heads: set[int] = set()
     tiles = tiling(_spatial(prepared), encoder.patch_size, profile, overlap)
 
     def attention(view: Tensor) -> Tensor:
         weights = encoder.attention(view, index)[0].float()
+        heads.add(len(weights))
+        if head is not None and not 0 <= head < len(weights):
+            raise ConfigError(f"The model has {len(weights)} heads, so head {head + 1} does not exist.")
         weights = weights / weights.sum(dim=(1, 2, 3), keepdim=True) * weights[0].numel()
         return weights.mean(dim=0, keepdim=True) if head is None else weights[head : head + 1]
 
     values = over_tiles(attention, prepared.array, tiles, encoder, progress)
-    return TokenMap(values[..., 0], token_geometry(prepared.geometry, tiles))
+    return TokenMap(values[..., 0], token_geometry(prepared.geometry, tiles)), heads.pop()
 
 
-def patch_means(prepared: Prepared, tiles: TokenTiles) -> npt.NDArray[np.float32]:
-    """Mean network input of each patch, [d, h, w]; tells body from air."""
+def body_tokens(prepared: Prepared, tiles: TokenTiles) -> npt.NDArray[np.bool_]:
+    """Tokens of which at least half lies inside the body, [d, h, w]; tells organs from air."""
+    from training_backend.data.body import find_body
+
+    body = find_body(prepared.array[0], prepared.geometry.spacing_mm)
+    near = [np.arange(n) // step for n, step in zip(prepared.array.shape[1:], body.stride, strict=True)]
+    inside = _padded(body.mask[np.ix_(*near)][None], tiles.padded, fill=0)[0]
     (d, h, w), (pz, py, px) = _ceil(tiles.padded, tiles.patch), tiles.patch
-    padded = _padded(prepared.array[:1], tiles.padded)[0]
-    means = padded.reshape(d, pz, h, py, w, px).mean(axis=(1, 3, 5))
-    result: npt.NDArray[np.float32] = means[tuple(slice(n) for n in tiles.grid)].astype(np.float32)
-    return result
+    share = inside.reshape(d, pz, h, py, w, px).mean(axis=(1, 3, 5))
+    return np.asarray(share[tuple(slice(n) for n in tiles.grid)] >= 0.5)
 
 
 def over_tiles(
@@ -231,18 +241,6 @@ def check_memory(needed: int) -> None:
         )
 
 
-def content_hash(*parts: npt.NDArray[Any] | bytes | str) -> str:
-    """Name for what was computed from these parts; 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype.str}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).data)
-        else:
-            digest.update(part.encode() if isinstance(part, str) else part)
-    return digest.hexdigest()
-
-
 def _spatial(prepared: Prepared) -> Shape:
     _, depth, height, width = prepared.array.shape
     return (depth, height, width)
@@ -253,12 +251,12 @@ def _ceil(shape: Shape, patch: Shape) -> Shape:
     return (d, h, w)
 
 
-def _padded(array: npt.NDArray[np.float32], shape: Shape) -> npt.NDArray[np.float32]:
-    """`array` [C, D, H, W] with its darkest value appended at the end of each axis up to `shape`."""
+def _padded(array: npt.NDArray[Any], shape: Shape, fill: float | None = None) -> npt.NDArray[Any]:
+    """`array` [C, D, H, W] with `fill` (its darkest value when None) appended at the end of each axis up to `shape`."""
     missing = [(0, 0), *((0, wanted - found) for wanted, found in zip(shape, array.shape[1:], strict=True))]
     if not any(after for _, after in missing):
         return array
-    return np.pad(array, missing, constant_values=float(array.min()))
+    return np.pad(array, missing, constant_values=array.min() if fill is None else fill)
 
 
 def _window_weight(window: Shape) -> npt.NDArray[np.float32]:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training_backend.data.volume import Geometry, Shape
+from training_backend.data.volume import Geometry, Shape, Volume
 from training_backend.errors import ConfigError, DataError
 from training_backend.methods.base import PreviewArray
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from training_backend.config import RunConfig
     from training_backend.data.prepare import InputProfile, Prepared
     from training_backend.methods.base import Method
 
@@ -74,7 +76,56 @@ def reconstruct(
     return [Picture(_in_units(one, prepared), _own_grid(grid, one)) for one in found]
 
 
-def view_box(prepared: Prepared, profile: InputProfile, patch: Shape, centre: Sequence[float] | None) -> tuple[Shape, Shape]:
+def reconstruct_file(
+    source: str, input: Path, output: Path, *, mask_ratio: float = 0.75, seed: int = 0, device: str = "auto"
+) -> list[Path]:
+    """Write the pictures of one scan as volumes into a folder: original, masked, reconstruction, error, mask.
+
+    Args:
+        source: pre-training run, model folder, weights file or ``zoo:NAME``.
+        input: scan, in any format that is read.
+        output: folder, made if need be.
+        mask_ratio: share of hidden patches.
+        seed: of the mask.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: for a fine-tuned model, which no longer reconstructs.
+    """
+    import torch
+
+    from training_backend.config.registry import method as find_method
+    from training_backend.data.prepare import prepare
+    from training_backend.data.read import read_volumes
+    from training_backend.data.write import write_volume
+    from training_backend.weights.load import load_model
+
+    loaded = load_model(source)
+    refuse_fine_tuned(loaded.config)
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    method = find_method(loaded.config.method.name)
+    prepared = prepare(read_volumes(input), loaded.profile)
+    options = {"mask_ratio": mask_ratio, "seed": seed}
+    found = reconstruct(method, loaded.module.to(name).eval(), prepared, loaded.profile, options=options)
+    Path(output).mkdir(parents=True, exist_ok=True)
+    written = []
+    for one in found:
+        volume = Volume(one.picture.array, one.geometry, name=one.picture.name)
+        written.append(write_volume(volume, Path(output) / f"{one.picture.name}.nii.gz", overwrite=True))
+    return written
+
+
+def refuse_fine_tuned(config: RunConfig) -> None:
+    """A `ConfigError` for models that have lost their pre-training heads."""
+    if config.task is not None:
+        raise ConfigError(
+            "This model was fine-tuned and no longer reconstructs.", "Choose the pre-training run that it came from."
+        )
+
+
+def view_box(
+    prepared: Prepared, profile: InputProfile, patch: Shape, centre: Sequence[float] | None
+) -> tuple[Shape, Shape]:
     """First voxel and size of the network's view on the prepared grid; may reach beyond it, into padding."""
     shape = np.array(prepared.array.shape[1:])
     if profile.view == "volume":

@@ -76,10 +76,10 @@ class ServeClient:
             try:
                 try:
                     return self._attempt(identity, op, params, progress)
-                except _ChildDied:
+                except _ChildDiedError:
                     self._replace()
                 return self._attempt(identity, op, params, progress)
-            except _ChildDied as error:
+            except _ChildDiedError as error:
                 self._replace()
                 raise RunError(
                     f"The model process ended twice while it did {op!r} ({error}).",
@@ -112,7 +112,7 @@ class ServeClient:
         encoded = encode(params, child.folder)
         try:
             if not child.send({"id": identity, "op": op, "params": encoded}):
-                raise _ChildDied(child.fate())
+                raise _ChildDiedError(child.fate())
             return self._listen(child, identity, progress)
         finally:
             for path in array_files(encoded, child.folder):
@@ -166,7 +166,7 @@ class ServeClient:
         child.process.kill()
 
 
-class _ChildDied(Exception):
+class _ChildDiedError(Exception):
     """The child ended before it answered."""
 
 
@@ -205,14 +205,14 @@ class _Child:
         return True
 
     def receive(self) -> dict[str, Any]:
-        """Next message; `_ChildDied` when there is none any more."""
+        """Next message; `_ChildDiedError` when there is none any more."""
         assert self.process.stdout is not None
         try:
             line = self.process.stdout.readline()
         except (OSError, ValueError):
             line = b""
         if not line.endswith(b"\n"):
-            raise _ChildDied(self.fate())
+            raise _ChildDiedError(self.fate())
         return from_line(line)
 
     def fate(self) -> str:

@@ -123,7 +123,7 @@ class Server:
             reply = {"type": "result", "values": encode(values, self._folder)}
         except Cancelled:
             reply = {"type": "cancelled"}
-        except Exception as error:  # noqa: BLE001  every failure must reach the viewer as a sentence
+        except Exception as error:
             log.exception("%s failed", op)
             reply = {"type": "error", **error_message(error, op)}
         self._send({"id": identity, **reply})

@@ -1,0 +1,355 @@
+"""What the model process can be asked for. Every operation takes its parameters and a progress function.
+
+==================  =================================================  =============================================
+operation           parameters                                         values
+==================  =================================================  =============================================
+``ping``                                                               `pid`
+``info``                                                               `device`, `memory_mb`, `total_mb`, `model`
+``load``            `source`                                           facts of the model, see below
+``predict``         `source`, `volumes`, `overlap`, `probabilities`    `labels`, `classes`, `volumes_ml`,
+                                                                       `probabilities`, `values`, `notes`
+``features``        `source`, `volumes`, `normalised`, `overlap`       `tokens` [d, h, w, E], `geometry`, `body`,
+                                                                       `cached`
+``reconstruct``     `source`, `volumes`, `mask_ratio`, `seed`,         `pictures`, `error`, `unit`
+                    `full`, `centre`
+``preview_masking`` `config`, `volumes`, `mask_ratio`, `seed`,         the same; only what needs no training, where
+                    `centre`                                           the configuration names no weights
+``attention``       `source`, `volumes`, `block`, `head`, `overlap`    `attention` [d, h, w], `geometry`, `depth`,
+                                                                       `heads`
+``estimate``        `config`, `steps`                                  fields of `engine.estimate.Estimate`,
+                                                                       `sentence`
+==================  =================================================  =============================================
+
+`source` is a run directory, a model folder, a weights file or ``zoo:NAME``. `volumes` are the contrasts of one case.
+Answers about a model hold its facts too: `summary` (a sentence), `method`, `kind`, `task`, `depth`, `patch_size`,
+`contrasts`, `reconstructs`. A picture is `name`, `array`, `geometry` (of the array's own grid), `role`, `limits`,
+`classes`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training_backend.config import RunConfig
+from training_backend.config.registry import method as find_method
+from training_backend.data.manifest import ClassEntry, DatasetInfo
+from training_backend.data.volume import Volume
+from training_backend.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from training_backend.data.prepare import InputProfile
+    from training_backend.evaluate.reconstruct import Picture
+    from training_backend.jobs.serve import Progress
+    from training_backend.methods.base import Encoder, Method
+    from training_backend.weights.load import LoadedModel
+
+log = logging.getLogger(__name__)
+
+Params = dict[str, Any]
+Values = dict[str, Any]
+
+TRAINED_ONLY = ("reconstruction", "error")
+"""Pictures that mean nothing before training."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model on its device."""
+
+    loaded: LoadedModel
+    stamp: tuple[Any, ...]
+
+    @property
+    def method(self) -> Method:
+        """Method that it was trained with."""
+        return find_method(self.loaded.config.method.name)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Its encoder, sharing the weights."""
+        module: Any = self.loaded.module
+        encoder: Encoder = module.encoder if self.loaded.config.task is not None else self.method.encoder(module)
+        return encoder
+
+    @cached_property
+    def hash(self) -> str:
+        """Of all weights."""
+        from training_backend.evaluate.feature_cache import model_hash
+
+        return model_hash(self.loaded.module)
+
+    @property
+    def facts(self) -> Values:
+        """What a panel needs to know of the model."""
+        config, profile = self.loaded.config, self.loaded.profile
+        size = " × ".join(str(n) for n in profile.size)
+        seen = f"whole scans at {size} voxels" if profile.view == "volume" else f"crops of {size} voxels"
+        what = f"fine-tuned for {config.task.name}" if config.task else "pre-trained"
+        return {
+            "summary": f"{self.method.card.title}, {what}; sees {seen}.",
+            "method": config.method.name,
+            "kind": config.kind,
+            "task": config.task.name if config.task else None,
+            "depth": self.encoder.depth,
+            "patch_size": list(self.encoder.patch_size),
+            "contrasts": list(profile.contrasts),
+            "reconstructs": config.task is None,
+        }
+
+
+class Session:
+    """The model process's memory: a device and the model used last.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self._wanted = device
+        self._ready: Ready | None = None
+
+    def operations(self) -> Mapping[str, Callable[[Params, Progress], Values]]:
+        """All operations by name."""
+        return {
+            "ping": lambda _params, _progress: {"pid": os.getpid()},
+            "info": self.info,
+            "load": self.load,
+            "predict": self.predict,
+            "features": self.features,
+            "reconstruct": self.reconstruct,
+            "preview_masking": self.preview_masking,
+            "attention": self.attention,
+            "estimate": self.estimate,
+        }
+
+    def info(self, _params: Params, progress: Progress) -> Values:
+        """Device, its memory in use and in all, and the summary of the model in memory."""
+        import psutil
+        import torch
+
+        model = self._ready.facts["summary"] if self._ready else ""
+        device = self.device
+        if device.startswith("cuda"):
+            free, total = torch.cuda.mem_get_info(device)
+            name, used = torch.cuda.get_device_name(device), total - free
+        else:
+            name, used, total = "CPU", psutil.Process().memory_info().rss, psutil.virtual_memory().total
+        return {"device": name, "memory_mb": used / 2**20, "total_mb": total / 2**20, "model": model}
+
+    def load(self, params: Params, progress: Progress) -> Values:
+        """Load a model and keep it."""
+        return self._model(params, progress).facts
+
+    def predict(self, params: Params, progress: Progress) -> Values:
+        """Labels on the scan's own grid with volumes per class, or values of the whole case."""
+        from training_backend.evaluate.predict import predict_volumes
+
+        ready = self._model(params, progress)
+        found = predict_volumes(
+            ready.loaded,
+            _volumes(params),
+            probabilities=bool(params.get("probabilities", False)),
+            overlap=params.get("overlap"),
+            device=self.device,
+            progress=_saying(progress, "Predicting"),
+        )
+        return {
+            **ready.facts,
+            "labels": found.labels,
+            "classes": _class_table(ready.loaded, found.labels),
+            "volumes_ml": dict(found.volumes_ml),
+            "probabilities": list(found.probabilities),
+            "values": dict(found.values),
+            "notes": list(found.notes),
+        }
+
+    def features(self, params: Params, progress: Progress) -> Values:
+        """Tokens of the whole scan, from the cache where they were computed before."""
+        from training_backend.data.prepare import prepare
+        from training_backend.evaluate import feature_cache
+        from training_backend.evaluate.features import body_tokens, tiling, token_features
+
+        ready = self._model(params, progress)
+        volumes, profile, encoder = _volumes(params), ready.loaded.profile, ready.encoder
+        normalised, overlap = bool(params.get("normalised", True)), float(params.get("overlap", 0.5))
+        places = json.dumps([volume.geometry.to_dict() for volume in volumes])
+        names = json.dumps([[volume.name, volume.modality, volume.meta.get("contrast")] for volume in volumes])
+        settings = f"{profile.model_dump_json()} {normalised} {overlap}"
+        arrays = [volume.array for volume in volumes]
+        key = feature_cache.content_hash(ready.hash, places, names, settings, *arrays)
+        kept = feature_cache.find(key)
+        if kept is not None:
+            found, body = kept
+        else:
+            progress(0.0, "Preparing the scan")
+            prepared = prepare(volumes, profile)
+            said = _saying(progress, "Computing features")
+            found = token_features(encoder, prepared, profile, normalised=normalised, overlap=overlap, progress=said)
+            body = body_tokens(prepared, tiling(prepared.geometry.shape, encoder.patch_size, profile, overlap))
+            feature_cache.keep(key, found, body)
+        answer = {"tokens": found.values, "geometry": found.geometry, "body": body, "cached": kept is not None}
+        return {**ready.facts, **answer}
+
+    def reconstruct(self, params: Params, progress: Progress) -> Values:
+        """Masked view, reconstruction and error of a scan by a pre-trained model."""
+        from training_backend.evaluate.reconstruct import refuse_fine_tuned
+
+        ready = self._model(params, progress)
+        refuse_fine_tuned(ready.loaded.config)
+        progress(0.0, "Reconstructing")
+        return {**ready.facts, **_pictures(ready.method, ready.loaded.module, ready.loaded.profile, params)}
+
+    def preview_masking(self, params: Params, progress: Progress) -> Values:
+        """What a method would see of a scan under a configuration, before any training."""
+        import torch
+
+        config = _small_if_untrained(RunConfig.parse(params["config"]))
+        progress(0.0, "Building the network")
+        torch.manual_seed(config.seed)
+        method = find_method(config.method.name)
+        network = method.build(config)
+        if config.weights:
+            from training_backend.weights import init_from
+
+            init_from(network, config.weights)
+        progress(0.3, "Masking the scan")
+        answer = _pictures(method, network.to(self.device).eval(), _profile(config), params)
+        if not config.weights:
+            answer["pictures"] = [one for one in answer["pictures"] if one["name"] not in TRAINED_ONLY]
+            answer["error"] = None
+        return answer
+
+    def attention(self, params: Params, progress: Progress) -> Values:
+        """Attention of the class token to each patch of a scan."""
+        from training_backend.data.prepare import prepare
+        from training_backend.evaluate.features import class_attention
+
+        ready = self._model(params, progress)
+        prepared = prepare(_volumes(params), ready.loaded.profile)
+        found, heads = class_attention(
+            ready.encoder,
+            prepared,
+            ready.loaded.profile,
+            block=int(params.get("block", -1)),
+            head=params.get("head"),
+            overlap=float(params.get("overlap", 0.5)),
+            progress=_saying(progress, "Computing attention"),
+        )
+        return {**ready.facts, "attention": found.values, "geometry": found.geometry, "heads": heads}
+
+    def estimate(self, params: Params, progress: Progress) -> Values:
+        """Time and memory that a run of a configuration would take, from a few real steps."""
+        from training_backend.engine.estimate import estimate
+
+        config = RunConfig.parse(params["config"])
+        self._ready = None  # the memory is needed, and would be counted
+        progress(0.0, "Trying a few steps")
+        found = estimate(config, int(params.get("steps", 3)))
+        return {**asdict(found), "sentence": str(found)}
+
+    @property
+    def device(self) -> str:
+        """Where the process computes."""
+        import torch
+
+        if self._wanted != "auto":
+            return self._wanted
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def _model(self, params: Params, progress: Progress) -> Ready:
+        """The model of `params["source"]`, loaded again only when it changed on disk."""
+        from training_backend.weights.load import load_model
+
+        source = str(params.get("source") or "")
+        if not source:
+            raise RunError("No model was named.", "Choose a run, a model folder or a weights file.")
+        stamp = (source, *_stamps(source))
+        if self._ready is None or self._ready.stamp != stamp:
+            self._ready = None  # frees the old model first
+            progress(0.0, "Loading the model")
+            self._ready = Ready(load_model(source), stamp)
+        self._ready.loaded.module.to(self.device).eval()
+        return self._ready
+
+
+def _pictures(method: Method, network: nn.Module, profile: InputProfile, params: Params) -> Values:
+    from training_backend.data.prepare import prepare
+    from training_backend.evaluate.reconstruct import mean_hidden_error, reconstruct
+
+    options = {key: params[key] for key in ("mask_ratio", "seed", "full") if params.get(key) is not None}
+    prepared = prepare(_volumes(params), profile)
+    found = reconstruct(method, network, prepared, profile, options=options, centre=params.get("centre"))
+    unit = "HU" if prepared.statistics[0].ct else ""
+    return {"pictures": [_picture(one) for one in found], "error": mean_hidden_error(found), "unit": unit}
+
+
+def _picture(one: Picture) -> Values:
+    picture = one.picture
+    classes = [{"index": index, "name": name, "colour": "#808080"} for index, name in picture.classes.items()]
+    return {
+        "name": picture.name,
+        "array": picture.array,
+        "geometry": one.geometry,
+        "role": picture.role,
+        "limits": picture.limits,
+        "classes": classes,
+    }
+
+
+def _volumes(params: Params) -> list[Volume]:
+    volumes = params.get("volumes") or []
+    if not volumes or not all(isinstance(volume, Volume) for volume in volumes):
+        raise RunError("No scan was given.", "Open a scan first.")
+    return list(volumes)
+
+
+def _saying(progress: Progress, text: str) -> Callable[[float], bool]:
+    return lambda share: progress(share, text)
+
+
+def _class_table(loaded: LoadedModel, labels: Volume | None) -> list[Values]:
+    """Class table of a prediction: the card's, or one with the names of the prediction."""
+    if loaded.card.get("classes"):
+        return [ClassEntry(**entry).model_dump() for entry in loaded.card["classes"]]
+    if labels is None:
+        return []
+    from training_backend.data.classes import class_table
+
+    names = {int(index): str(name) for index, name in labels.meta.get("classes", {}).items()}
+    return [entry.model_dump() for entry in class_table(list(names), names)]
+
+
+def _profile(config: RunConfig) -> InputProfile:
+    """Input profile of a configuration whose dataset may not exist yet."""
+    from training_backend.data.prepare import InputProfile
+
+    folder = Path(config.data.dataset)
+    if (folder / "dataset.json").is_file():
+        from training_backend.data.dataset import Dataset
+
+        return InputProfile.of(config, Dataset.open(folder).info)
+    return InputProfile.of(config, DatasetInfo(name="preview"))
+
+
+def _small_if_untrained(config: RunConfig) -> RunConfig:
+    """`config` with a single block where it has no weights: the masking does not depend on the depth."""
+    if config.weights:
+        return config
+    shallow = {name: 1 for name in ("depth", "decoder_depth") if name in type(config.method).model_fields}
+    return config.updated({"method": shallow})
+
+
+def _stamps(source: str) -> tuple[Any, ...]:
+    """Size and time of what a source is made of, so that a model that goes on training is loaded again."""
+    path = Path(source)
+    files = [path / "model.safetensors", path / "card.json"] if path.is_dir() else [path]
+    return tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
