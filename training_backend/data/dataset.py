@@ -153,14 +153,17 @@ class Dataset:
 def check_splits(cases: Iterable[CaseRecord]) -> None:
     """Refuse a subject, or the same image content, in two splits ("unlabelled" counts as train)."""
     subjects: dict[str, CaseRecord] = {}
-    contents: dict[str, CaseRecord] = {}
+    contents: dict[tuple[str, str], CaseRecord] = {}
     for case in cases:
         if case.excluded:
             continue
-        keys = [(subjects, case.subject, f"Subject {case.subject!r}")]
-        keys += [(contents, image.sha256, f"The image {image.path!r}") for image in case.images if image.sha256]
-        for seen, key, what in keys:
-            first = seen.setdefault(key, case)
+        twins = [(subjects.setdefault(case.subject, case), f"Subject {case.subject!r}")]
+        twins += [
+            (contents.setdefault((image.sha256, image.key), case), f"The image {image.path!r}")
+            for image in case.images
+            if image.sha256
+        ]
+        for first, what in twins:
             if _side(first) != _side(case):
                 raise DataError(
                     f"{what} is in {first.split} (case {first.id}) and in {case.split} (case {case.id}).",

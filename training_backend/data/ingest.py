@@ -1,0 +1,341 @@
+"""From files to a dataset: parallel, resumable, and nothing dropped without a reason."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from training_backend.config.data import IngestConfig
+from training_backend.data.classes import class_table
+from training_backend.data.dataset import MANIFEST, QUARANTINE, Dataset, Quarantined, check_splits, relative_root
+from training_backend.data.drafts import Described
+from training_backend.data.importers import describe
+from training_backend.data.integrity import in_bytes
+from training_backend.data.manifest import CaseRecord, ImageRecord
+from training_backend.data.processes import end_with_parent, processors
+from training_backend.data.splits import assign_splits
+from training_backend.data.stow import Stowed, content_hash, finished, store_volumes, stow
+from training_backend.data.volume import Volume
+from training_backend.errors import DataError, ResourceError
+from training_backend.files import write_text
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[float], bool | None]
+"""Told the share done (0..1); answering False stops after the cases being read."""
+
+_FEW = 3  # so few cases are read in this process: starting others takes longer
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of each case.
+
+    Attributes:
+        dataset: folder.
+        ok: ids of the cases in the dataset.
+        quarantined: what was left out, and why; also in ``quarantine.jsonl``.
+        resumed: how many cases an earlier ingest had finished.
+        cancelled: whether `progress` asked to stop; the same call goes on later.
+        predicted_bytes: size foretold before writing.
+        stored_bytes: size written.
+        seconds: taken.
+    """
+
+    dataset: Path
+    ok: tuple[str, ...]
+    quarantined: tuple[Quarantined, ...]
+    resumed: int = 0
+    cancelled: bool = False
+    predicted_bytes: int = 0
+    stored_bytes: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """A summary to read."""
+        lines = [f"{len(self.ok)} cases in {self.dataset} ({in_bytes(self.stored_bytes)}, {self.seconds:.1f} s)"]
+        if self.resumed:
+            lines.append(f"{self.resumed} of them were there already")
+        if self.cancelled:
+            lines.append("stopped before the end; the same command goes on")
+        return "\n".join(lines + [f"left out: {entry}" for entry in self.quarantined])
+
+
+def ingest(
+    sources: Path | Sequence[Path] | Described,
+    output: Path,
+    config: IngestConfig | None = None,
+    *,
+    name: str = "",
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Make (or complete) the dataset in `output`.
+
+    Args:
+        sources: paths of any known layout, or what `describe` made of one, perhaps with cases excluded or mended.
+        output: folder of the dataset; if one is there from the same sources, its finished cases are kept.
+        config: spacing, body box, splits, processes.
+        name: of the dataset; the source's own when empty.
+        progress: told the share done after each case; answering False stops, and calling again goes on.
+
+    Raises:
+        DataError: nothing to ingest, a subject in two splits, or no case survived the checks.
+        ResourceError: the disk has no room, before or during writing; finished cases stay.
+    """
+    from filelock import FileLock, Timeout
+
+    config = config or IngestConfig()
+    started = time.monotonic()
+    described = _described(sources, name)
+    output = Path(output)
+    (output / "store").mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / ".lock", timeout=0):
+            report = _ingest(described, output, config, progress)
+    except Timeout as error:
+        raise DataError(f"Another ingest is writing to {output}.", "Wait for it, or choose another folder.") from error
+    return replace(report, seconds=time.monotonic() - started)
+
+
+def predicted_bytes(cases: Iterable[CaseRecord], config: IngestConfig) -> int:
+    """Upper estimate of what the store of `cases` takes, from their headers: float16 does not shrink."""
+    total = 0.0
+    for case in cases:
+        for image in case.images:
+            voxels = float(np.prod(image.shape)) if image.shape else 0.0
+            if config.spacing_mm is not None and image.spacing_mm is not None:
+                voxels *= float(np.prod(image.spacing_mm) / np.prod(config.spacing_mm))
+            total += 2.2 * voxels + 65536
+    return int(total)
+
+
+def add_volumes(dataset: Dataset, case: CaseRecord, volumes: Sequence[Volume], label: Volume | None) -> CaseRecord:
+    """Write volumes from memory below ``sources/`` of `dataset` and store them as `case`."""
+    from training_backend.data.write import write_volume
+
+    if not volumes:
+        raise DataError("A case needs at least one image.", "Open a scan first.")
+    folder = dataset.folder / "sources" / case.id
+    folder.mkdir(parents=True, exist_ok=True)
+    root = (dataset.folder / dataset.info.root).resolve()
+
+    def written(volume: Volume, stem: str, contrast: str) -> ImageRecord:
+        path = write_volume(volume, folder / f"{stem}.nii.gz", overwrite=True)
+        return ImageRecord(
+            path=Path(os.path.relpath(path.resolve(), root)).as_posix(),
+            contrast=contrast,
+            modality=volume.modality,
+            shape=volume.geometry.shape,
+            spacing_mm=volume.geometry.spacing_mm,
+            sha256=content_hash(path),
+        )
+
+    names = dataset.info.contrasts or ("image",)
+    contrasts = [
+        str(volume.meta.get("contrast") or (names[n] if n < len(names) else f"image {n}"))
+        for n, volume in enumerate(volumes)
+    ]
+    images = tuple(written(volume, f"image_{n}", contrasts[n]) for n, volume in enumerate(volumes))
+    marked = None if label is None else written(label, "label", "label")
+    config = IngestConfig(spacing_mm=dataset.info.spacing_mm, crop_body=dataset.info.crop_body)
+    record = case.model_copy(update={"images": images, "label": marked})
+    return store_volumes(dataset.folder, record, volumes, label, config)
+
+
+def _described(sources: Path | Sequence[Path] | Described, name: str) -> Described:
+    if isinstance(sources, Described):
+        found = sources
+    else:
+        paths = [Path(sources)] if isinstance(sources, str | Path) else [Path(path) for path in sources]
+        if not paths:
+            raise DataError("No source was given.", "Give a folder or a list file.")
+        found = describe(paths[0]) if len(paths) == 1 else describe(paths)
+    if name:
+        found = replace(found, info=found.info.model_copy(update={"name": name}))
+    if not found.cases:
+        reasons = " ".join(str(problem) for problem in found.problems[:3])
+        raise DataError(
+            f"No scan was found in {found.root}. {reasons}".strip(), "Give the folder that holds the scans."
+        )
+    return found
+
+
+def _ingest(described: Described, output: Path, config: IngestConfig, progress: Progress | None) -> IngestReport:
+    for leftover in (output / "store").glob(".*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    earlier = _earlier(described, output)
+    cases = [
+        case.model_copy(update={"excluded": case.excluded or earlier[case.id].excluded}) if case.id in earlier else case
+        for case in assign_splits(described.cases, config.splits, config.seed, described.given_splits)
+    ]
+    check_splits(cases)
+    todo = [case for case in cases if finished(output, case, config) is None]
+    predicted = predicted_bytes(todo, config)
+    free = shutil.disk_usage(output).free
+    if predicted > free:
+        raise ResourceError(
+            f"The store needs about {in_bytes(predicted)}, {in_bytes(free)} are free in {output}.",
+            "Free space, choose another folder, or a coarser spacing.",
+        )
+    results: dict[str, Stowed] = {}
+    cancelled = False
+    try:
+        for id, result in _all(cases, output, described.root, config):
+            results[id] = result
+            if progress is not None and progress(len(results) / len(cases)) is False:
+                cancelled = True
+                break
+    finally:
+        report = _conclude(described, output, config, earlier, results)
+    if not report.ok and not cancelled:
+        first = report.quarantined[0] if report.quarantined else "no case was read"
+        raise DataError(
+            f"None of the {len(cases)} cases can be used; the first: {first}", f"See {output / QUARANTINE}."
+        )
+    return replace(report, predicted_bytes=predicted, cancelled=cancelled)
+
+
+def _conclude(
+    described: Described,
+    output: Path,
+    config: IngestConfig,
+    earlier: dict[str, CaseRecord],
+    results: dict[str, Stowed],
+) -> IngestReport:
+    """Write manifest and quarantine list of what is there so far; what an earlier ingest stored stays."""
+    kept = [result.case for result in results.values() if result.case is not None]
+    kept += [case for id, case in earlier.items() if id not in results]
+    kept, doubles = without_doubles(kept)
+    quarantined = [*described.problems, *(r.refused for r in results.values() if r.refused is not None), *doubles]
+    names = {entry.index: entry.name for entry in described.info.classes}
+    values = {int(value) for case in kept for value in case.store.get("label", {}).get("values", {})}
+    info = described.info.model_copy(
+        update={
+            "root": relative_root(described.root, output),
+            "spacing_mm": config.spacing_mm,
+            "crop_body": config.crop_body,
+            "contrasts": tuple(dict.fromkeys(image.contrast for case in kept for image in case.images)),
+            "classes": class_table(values, names),
+        }
+    )
+    dataset = Dataset(output, info, kept)
+    dataset.save()
+    lines = [_json_line(asdict(entry)) for entry in quarantined]
+    write_text(output / QUARANTINE, "".join(lines))
+    return IngestReport(
+        dataset=output,
+        ok=tuple(sorted(case.id for case in kept)),
+        quarantined=tuple(quarantined),
+        resumed=sum(result.resumed for result in results.values()),
+        stored_bytes=sum(_size(case) for case in kept),
+    )
+
+
+def _earlier(described: Described, output: Path) -> dict[str, CaseRecord]:
+    """Cases of the dataset that is in `output` already, which must have been made from the same sources."""
+    if not (output / MANIFEST).is_file():
+        return {}
+    dataset = Dataset.open(output)
+    root = (output / dataset.info.root).resolve()
+    if root != described.root.resolve():
+        raise DataError(
+            f"{output} holds a dataset made from {root}, not from {described.root}.",
+            "Choose another folder, or give all sources in one command.",
+        )
+    return dataset.records
+
+
+def without_doubles(cases: Sequence[CaseRecord]) -> tuple[list[CaseRecord], list[Quarantined]]:
+    """Cases whose image contents appear once, and the others with the reason.
+
+    Of two in different splits the one for testing or validation stays, so that no score is measured on training data.
+    """
+    order = {"test": 0, "val": 1, "train": 2, "unlabelled": 3}
+    first: dict[tuple[str, str], CaseRecord] = {}
+    kept, doubles = [], []
+    for case in sorted(cases, key=lambda case: (order[case.split], case.label is None, case.id)):
+        contents = [(image.sha256, image.key) for image in case.images]
+        twin = next((first[content] for content in contents if content in first), None)
+        if twin is None:
+            first |= dict.fromkeys(contents, case)
+            kept.append(case)
+            continue
+        across = twin.split != case.split
+        reason = f"Its image is the same as that of case {twin.id}" + (f" in {twin.split}." if across else ".")
+        path = case.images[0].path
+        doubles.append(Quarantined(case.id, path, "leakage" if across else "duplicate", f"{reason} Keep one of them."))
+    return sorted(kept, key=lambda case: case.id), doubles
+
+
+def _all(cases: Sequence[CaseRecord], folder: Path, root: Path, config: IngestConfig) -> Iterator[tuple[str, Stowed]]:
+    """Outcomes as they come, from as many processes as are useful."""
+    workers = config.workers if config.workers is not None else min(processors(), len(cases))
+    if workers < 1 or (config.workers is None and len(cases) <= _FEW):
+        for case in cases:
+            yield case.id, stow(folder, root, case, config)
+        return
+    left = {case.id: case for case in cases}
+    try:
+        for id, result in _in_pool(cases, folder, root, config, workers):
+            del left[id]
+            yield id, result
+    except BrokenProcessPool:
+        logger.warning("A reading process was killed; the %d cases left are read one at a time.", len(left))
+        for case in left.values():
+            yield case.id, _alone(case, folder, root, config)
+
+
+def _in_pool(
+    cases: Sequence[CaseRecord], folder: Path, root: Path, config: IngestConfig, workers: int
+) -> Iterator[tuple[str, Stowed]]:
+    context = multiprocessing.get_context("spawn")
+    waiting = iter(cases)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool:
+        running: dict[Future[Stowed], str] = {}
+        try:
+            while True:
+                for case in islice(waiting, workers + 1 - len(running)):  # few in flight, so that stopping is quick
+                    running[pool.submit(stow, folder, root, case, config)] = case.id
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    id = running.pop(future)
+                    yield id, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _alone(case: CaseRecord, folder: Path, root: Path, config: IngestConfig) -> Stowed:
+    try:
+        [(_, result)] = _in_pool([case], folder, root, config, 1)
+    except BrokenProcessPool:
+        path = case.images[0].path if case.images else ""
+        reason = "The process reading it was killed, most likely for want of memory. Crop or resample the scan first."
+        return Stowed(None, Quarantined(case.id, path, "too big", reason))
+    return result
+
+
+def _start() -> None:
+    end_with_parent()
+
+
+def _size(case: CaseRecord) -> int:
+    label = case.store.get("label")
+    return sum(image["bytes"] for image in case.store["images"]) + (label["bytes"] if label else 0)
+
+
+def _json_line(value: dict[str, str]) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False) + "\n"

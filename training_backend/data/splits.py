@@ -1,0 +1,53 @@
+"""Which subject belongs to which split."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from training_backend.data.manifest import CaseRecord, Split
+from training_backend.errors import ConfigError
+
+
+def assign_splits(
+    cases: Sequence[CaseRecord], shares: tuple[float, float, float], seed: int, given: Collection[str] = ()
+) -> list[CaseRecord]:
+    """Cases with a split each, drawn by subject.
+
+    Args:
+        cases: to be split; other sessions of a subject follow the first.
+        shares: of train, val and test among the subjects to be drawn; they are scaled to sum to one.
+        seed: of the draw, which depends on the subjects' names alone and not on the order of cases.
+        given: ids of cases whose split stays as it is.
+    """
+    if min(shares) < 0 or sum(shares) <= 0:
+        raise ConfigError(
+            f"The shares of train, val and test are {shares}; none may be negative, one must be positive."
+        )
+    known = {case.subject: case.split for case in cases if case.id in given}
+    free = sorted({case.subject for case in cases if case.id not in given and case.subject not in known})
+    order = np.random.default_rng([seed, 31]).permutation(len(free))
+    drawn = {free[index]: split for index, split in zip(order, _splits(len(free), shares), strict=True)}
+    result = []
+    for case in cases:
+        split = case.split
+        if case.id not in given:
+            split = drawn[case.subject] if case.subject in drawn else known[case.subject]
+            split = "train" if split == "unlabelled" else split
+        result.append(case.model_copy(update={"split": split}))
+    return result
+
+
+def _splits(count: int, shares: tuple[float, float, float]) -> list[Split]:
+    """`count` splits in the shares asked for; val and test get at least one each, where train keeps one."""
+    total = sum(shares)
+    val, test = (max(round(count * share / total), 1) if share else 0 for share in shares[1:])
+    if shares[0]:
+        test = max(0, min(test, count - 1))
+        val = max(0, min(val, count - 1 - test))
+    else:
+        test = min(test, count)
+        val = count - test if shares[1] else 0
+    splits: list[Split] = ["val"] * val + ["test"] * test
+    return splits + ["train" if shares[0] else "test"] * (count - len(splits))  # type: ignore[list-item]
