@@ -104,14 +104,27 @@ class Unetr(nn.Module):
 
 
 class ConvUnit(nn.Sequential):
-    """3 x 3 x 3 convolution, group norm, leaky ReLU; stride 2 gives ceil(n / 2) positions per axis."""
+    """3 x 3 x 3 convolution, instance norm, leaky ReLU; stride 2 gives ceil(n / 2) positions per axis."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(
             nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=False),
-            nn.GroupNorm(math.gcd(8, outputs), outputs),
+            InstanceNorm(outputs),
             nn.LeakyReLU(0.01, inplace=True),
         )
+
+
+class InstanceNorm(nn.GroupNorm):
+    """Instance norm with scale and shift that keeps the channels-last layout and passes single positions unchanged."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as `x` [B, C, d, h, w]."""
+        if math.prod(x.shape[2:]) > 1:
+            return super().forward(x)
+        return x * self.weight[:, None, None, None] + self.bias[:, None, None, None]
 
 
 class Residual(nn.Module):

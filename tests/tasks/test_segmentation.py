@@ -1,0 +1,154 @@
+"""The segmentation task: configuration, class names, loss, learning, prediction and scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training_backend.config import RunConfig
+from training_backend.config.presets import PRESETS, finetune_config
+from training_backend.config.registry import method, task
+from training_backend.data.dataset import Dataset
+from training_backend.data.manifest import ClassEntry, DatasetInfo
+from training_backend.errors import ConfigError, DataError
+from training_backend.methods.base import Batch
+from training_backend.nn.param_groups import layer_decay_groups
+from training_backend.tasks.base import CaseResult
+from training_backend.tasks.segmentation import TASK, class_names
+
+ENCODER = {"size": "tiny", "patch_size": (8, 8, 8), "embed_dim": 24, "heads": 2, "depth": 2}
+GENERATOR = torch.Generator()
+
+
+def config(**changes: object) -> RunConfig:
+    small = {
+        "method": ENCODER,
+        "task": {"classes": ("background", "ball"), "channels": (8, 8, 16)},
+        "data": {"size": (16, 16, 16)},
+    }
+    base = finetune_config("segmentation", "tiny", Path("nowhere"), changes=small)
+    return base.updated(changes)
+
+
+def network(run: RunConfig) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return TASK.build(run, method("mae3d").build_encoder(run))
+
+
+def balls(count: int, shape: tuple[int, int, int] = (16, 16, 16)) -> Batch:
+    """Volumes with a bright ball each, and its label."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    centres = rng.uniform(4, 12, (count, 1, 1, 1, 3))
+    labels = (np.linalg.norm(grid - centres, axis=-1) < 4).astype(np.int64)
+    volume = labels + 0.3 * rng.standard_normal(labels.shape)
+    return Batch(torch.from_numpy(volume[:, None]).float(), [str(i) for i in range(count)], torch.from_numpy(labels))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_make_valid_runs_whose_views_fit_the_patches(preset: str) -> None:
+    run = finetune_config("segmentation", preset, Path("data"), changes={"task": {"classes": ("rest", "organ")}})
+    assert run.task is not None
+    assert run.data.view == "crop"
+    assert all(size % patch == 0 for size, patch in zip(run.data.size, run.method.patch_size, strict=True))
+    assert task("segmentation") is TASK
+
+
+def test_classes_come_from_the_dataset_unless_given(tmp_path: Path) -> None:
+    entries = tuple(
+        ClassEntry(index=i, name=n, colour="#000000") for i, n in ((0, "background"), (1, "liver"), (3, "spleen"))
+    )
+    Dataset(tmp_path, DatasetInfo(name="organs", classes=entries)).save()
+    run = config(task={"classes": ()}, data={"dataset": tmp_path})
+    assert class_names(run) == ("background", "liver", "unused 2", "spleen")
+    assert class_names(config()) == ("background", "ball")
+
+
+def test_datasets_without_labels_are_refused(tmp_path: Path) -> None:
+    Dataset(tmp_path, DatasetInfo(name="unlabelled")).save()
+    with pytest.raises(ConfigError, match="unlabelled"):
+        class_names(config(task={"classes": ()}, data={"dataset": tmp_path}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"classes": ("one",)}, {"classes": ("a", "a")}, {"channels": (16,)}, {"overlap": 1.0}]
+)
+def test_impossible_settings_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        config(task=changes)
+
+
+def test_learns_to_find_balls_within_seconds_and_predicts_them_in_larger_scans() -> None:
+    run = config()
+    net, batch = network(run), balls(8)
+    optimiser = torch.optim.AdamW(net.parameters(), 5e-3)
+    net.train()
+    losses = []
+    for _ in range(40):
+        loss = TASK.training_step(net, batch, GENERATOR).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
+    scan = balls(1, (19, 30, 23))
+    shares: list[float] = []
+    found = TASK.predict(net, run, scan.volume, lambda share: shares.append(share) is None)
+    assert found.shape == (2, 19, 30, 23)
+    assert torch.allclose(found.sum(0), torch.ones(19, 30, 23), atol=1e-5)
+    assert shares[-1] == 1.0
+    result = CaseResult("scan", found.argmax(0).numpy(), scan.labels[0].numpy(), (1.0, 1.0, 1.0))
+    assert TASK.evaluate(run, [result])["score"] > 0.8
+
+
+def test_the_same_batch_gives_the_same_loss() -> None:
+    run, batch = config(), balls(2)
+    first, second = (TASK.training_step(network(run).train(), batch, GENERATOR).loss for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_voxels_outside_the_scan_do_not_count() -> None:
+    run, batch = config(), balls(1)
+    net = network(run).eval()
+    padding = torch.zeros_like(batch.labels, dtype=torch.bool)
+    padding[:, 8:] = True
+    masked = batch.labels.masked_fill(padding, 255)
+    outside = Batch(batch.volume, batch.case_ids, batch.labels, padding=padding)
+    unlabelled = Batch(batch.volume, batch.case_ids, masked)
+    losses = [float(TASK.training_step(net, b, GENERATOR).loss.detach()) for b in (batch, outside, unlabelled)]
+    assert losses[1] == losses[2] != losses[0]
+
+
+def test_deep_supervision_sees_labels_at_the_centres_of_coarse_voxels() -> None:
+    run = config(task={"deep_supervision": True, "stem_stride": 1})
+    output = TASK.training_step(network(run).train(), balls(2), GENERATOR)
+    assert output.loss.isfinite()
+    assert set(output.scalars) == {"dice_loss", "cross_entropy"}
+
+
+def test_cases_without_labels_are_named() -> None:
+    with pytest.raises(DataError, match="patient-7"):
+        TASK.training_step(network(config()), Batch(torch.rand(1, 1, 16, 16, 16), ["patient-7"]), GENERATOR)
+
+
+def test_layer_decay_slows_the_encoder_and_not_the_rest() -> None:
+    net = network(config())
+    groups = layer_decay_groups(net, lambda name: TASK.layer_id(net, name), 3, 0.5)
+    scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert scale["encoder.patch_embed.proj.weight"] == 0.5**3
+    assert scale["encoder.blocks.1.mlp.fc1.weight"] == 0.5
+    assert {scale["head.weight"], scale["fuse.1.expand.weight"], scale["down.0.0.0.weight"]} == {1.0}
+
+
+def test_scores_leave_out_classes_that_no_case_has() -> None:
+    run = config(task={"classes": ("background", "a", "b", "c")})
+    one = CaseResult("1", np.array([[[1, 2]]]), np.array([[[1, 1]]]), (1.0, 1.0, 1.0))
+    two = CaseResult("2", np.array([[[1, 1]]]), np.array([[[1, 255]]]), (1.0, 1.0, 1.0))
+    scores = TASK.evaluate(run, [one, two])
+    assert scores["dice_a"] == pytest.approx((2 / 3 + 1) / 2)
+    assert scores["dice_b"] == 0.0
+    assert "dice_c" not in scores
+    assert scores["score"] == pytest.approx(scores["dice_a"] / 2)

@@ -1,0 +1,378 @@
+"""Predictions for scans as they come: read, prepared like in training, predicted, and put back onto the file's grid."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training_backend.config.registry import task as find_task
+from training_backend.data.volume import Volume
+from training_backend.errors import ConfigError, ResourceError
+from training_backend.tasks.base import Cancelled, Progress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from training_backend.config import RunConfig
+    from training_backend.data.prepare import Prepared
+    from training_backend.evaluate.sliding import Tiling
+    from training_backend.weights.load import LoadedModel
+
+log = logging.getLogger(__name__)
+
+PROBABILITY_BYTES = 2**31
+"""Largest array of class probabilities that is made without being asked for; above it classes are chosen per slab."""
+
+WINDOWS_AT_ONCE = 4
+"""Windows per forward pass on a GPU to start with; fewer when its memory is short."""
+
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+@dataclass(frozen=True)
+class VolumePrediction:
+    """What a model says about one case.
+
+    Attributes:
+        labels: class per voxel on the grid of the first volume given, or None for models of whole cases.
+        volumes_ml: volume of each class but background, by name.
+        probabilities: one volume per class on request, on the same grid.
+        values: for models of whole cases: probability by class name, or value by target name.
+        notes: sentences about what was done differently, e.g. when memory was short.
+    """
+
+    labels: Volume | None = None
+    volumes_ml: Mapping[str, float] = field(default_factory=dict)
+    probabilities: tuple[Volume, ...] = ()
+    values: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted for one file, and where it lies.
+
+    Attributes:
+        source: file or folder that was read; the first one of a case of several files.
+        path: label volume, or the table of values.
+        probability_paths: one file per class on request.
+        volumes_ml: volume of each class but background, by name.
+        values: probability by class name, or value by target name.
+        notes: sentences about what was done differently.
+    """
+
+    source: Path
+    path: Path
+    probability_paths: tuple[Path, ...] = ()
+    volumes_ml: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Volumes or values, and the notes, in one line."""
+        volumes = [f"{name} {value:.1f} ml" for name, value in self.volumes_ml.items()]
+        values = [f"{name} {value:.4g}" for name, value in self.values.items()]
+        return " ".join([", ".join(volumes + values), *self.notes]).strip()
+
+
+def predict_files(
+    source: str | Path,
+    inputs: Sequence[Path | Sequence[Path]],
+    output: Path,
+    *,
+    probabilities: bool = False,
+    overlap: float | None = None,
+    flips: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """Predict scans with a fine-tuned model and write the results into a folder.
+
+    Segmentations become ``NAME_seg`` label volumes in the format of the file (NIfTI where it cannot be written),
+    exactly on its grid; other tasks add a row to ``predictions.csv``. Existing files are never replaced.
+
+    Args:
+        source: run directory, model folder or file of a fine-tuned model.
+        inputs: files or DICOM folders; a sequence of files for the contrasts of one case.
+        output: folder, made if need be.
+        probabilities: also write one probability map per class.
+        overlap: share of a window that its neighbour repeats; None takes the model's.
+        flips: mean over all flips, eight times slower.
+        device: auto, cpu, cuda or cuda:N.
+        progress: told the share of all work done; answering False raises `Cancelled`.
+
+    Raises:
+        DataError: a file cannot be read or prepared.
+        WeightsError: the model cannot be loaded.
+        ResourceError: memory is short even on the CPU.
+    """
+    from training_backend.data.read import read_volumes
+    from training_backend.weights.load import load_model
+
+    loaded = load_model(source)
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    cases = [[Path(case)] if isinstance(case, str | Path) else [Path(path) for path in case] for case in inputs]
+    results = []
+    for index, paths in enumerate(cases):
+        volumes = [volume for path in paths for volume in read_volumes(path)]
+        found = predict_volumes(
+            loaded,
+            volumes,
+            probabilities=probabilities,
+            overlap=overlap,
+            flips=flips,
+            device=device,
+            progress=_part(progress, index, len(cases)),
+        )
+        results.append(_write(found, paths[0], output))
+    return results
+
+
+def predict_volumes(
+    loaded: LoadedModel,
+    volumes: Sequence[Volume],
+    *,
+    probabilities: bool = False,
+    overlap: float | None = None,
+    flips: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> VolumePrediction:
+    """Predict one case that is in memory; the arguments are those of `predict_files`.
+
+    Args:
+        loaded: a fine-tuned model; moved to the device that is used.
+        volumes: its contrasts.
+        probabilities: also give one probability volume per class.
+        overlap: share of a window that its neighbour repeats.
+        flips: mean over all flips.
+        device: auto, cpu, cuda or cuda:N.
+        progress: told the share done.
+    """
+    from training_backend.data.prepare import prepare
+
+    if loaded.config.task is None:
+        raise ConfigError("This model was only pre-trained and predicts nothing.", "Fine-tune it on a task first.")
+    config = _with_wishes(loaded.config, overlap, flips)
+    case = _Case(loaded, config, prepare(list(volumes), loaded.profile), progress)
+    if config.task is not None and config.task.name == "segmentation":
+        return _segment(case, volumes[0], probabilities, _device(device))
+    values, notes = _on_ladder(case, _device(device), _whole_case)
+    names = _names(loaded, len(values))
+    return VolumePrediction(values=dict(zip(names, values.tolist(), strict=True)), notes=notes)
+
+
+@dataclass(frozen=True)
+class _Case:
+    loaded: LoadedModel
+    config: RunConfig
+    prepared: Prepared
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """One way to compute, and what is said when it is needed."""
+
+    device: torch.device
+    batch: int
+    accumulate_on: torch.device | None = None
+    sentence: str = ""
+
+
+def _segment(case: _Case, native: Volume, probabilities: bool, device: torch.device) -> VolumePrediction:
+    names = _names(case.loaded)
+    voxels = max(math.prod(native.array.shape), math.prod(case.prepared.array.shape[1:]))
+    maps = probabilities or 4 * len(names) * voxels <= PROBABILITY_BYTES
+    found, notes = _on_ladder(case, device, _probabilities if maps else _labels)
+    array = case.prepared.restore_labels(found.numpy())
+    labels = native.with_array(
+        array, name=f"{native.name} segmentation", meta={"classes": dict(enumerate(names)), "kind": "labels"}
+    )
+    voxel_ml = math.prod(native.geometry.spacing_mm) / 1000
+    volumes_ml = {name: float((array == index).sum()) * voxel_ml for index, name in enumerate(names) if index}
+    drawn = []
+    for index, name in enumerate(names if probabilities else ()):
+        restored = case.prepared.restore(found[index].float().numpy())
+        drawn.append(native.with_array(restored, name=name, meta={"class": name, "kind": "probability"}))
+    return VolumePrediction(labels, volumes_ml, tuple(drawn), notes=notes)
+
+
+def _probabilities(case: _Case, rung: _Rung) -> Tensor:
+    from training_backend.evaluate.sliding import predict_probabilities
+    from training_backend.tasks.segmentation import predictor
+
+    volume, tiling = _tiled(case, rung)
+    return predict_probabilities(predictor(case.loaded.module, case.config), volume, tiling, case.progress).float()
+
+
+def _labels(case: _Case, rung: _Rung) -> Tensor:
+    from training_backend.evaluate.sliding import predict_labels
+    from training_backend.tasks.segmentation import predictor
+
+    volume, tiling = _tiled(case, rung)
+    return predict_labels(predictor(case.loaded.module, case.config), volume, tiling, case.progress)
+
+
+def _tiled(case: _Case, rung: _Rung) -> tuple[Tensor, Tiling]:
+    from training_backend.tasks.segmentation import tiling
+
+    volume = _input(case)
+    return volume, replace(tiling(case.config, volume, batch=rung.batch), accumulate_on=rung.accumulate_on)
+
+
+def _whole_case(case: _Case, rung: _Rung) -> Tensor:
+    assert case.config.task is not None  # noqa: S101  checked by the caller
+    task = find_task(case.config.task.name)
+    return task.predict(case.loaded.module, case.config, _input(case).to(rung.device), case.progress).float().cpu()
+
+
+def _input(case: _Case) -> Tensor:
+    import torch
+
+    return torch.from_numpy(case.prepared.array)[None]
+
+
+def _on_ladder(
+    case: _Case, device: torch.device, compute: Callable[[_Case, _Rung], Tensor]
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Result of `compute` in the first way that fits into memory, and sentences on the ways that did not."""
+    import torch
+
+    notes: list[str] = []
+    for rung in _ladder(device):
+        if rung.sentence:
+            notes.append(rung.sentence)
+            log.warning(rung.sentence)
+        try:
+            case.loaded.module.to(rung.device)
+            with torch.inference_mode(), torch.autocast(rung.device.type, torch.bfloat16, enabled=_fast(rung.device)):
+                return compute(case, rung), tuple(notes)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    shape = case.prepared.array.shape[1:]
+    raise ResourceError(
+        f"The memory of this computer does not suffice to predict a volume of {shape} voxels.",
+        "Close other programs, or predict a part of the scan.",
+    )
+
+
+def _ladder(device: torch.device) -> Iterator[_Rung]:
+    """Ways to compute, from the fastest to the most modest."""
+    import torch
+
+    cpu = torch.device("cpu")
+    if device.type != "cpu":
+        yield _Rung(device, WINDOWS_AT_ONCE)
+        yield _Rung(device, 1, None, "GPU memory was short, so windows were predicted one at a time.")
+        yield _Rung(device, 1, cpu, "GPU memory was still short, so results were collected in main memory.")
+        yield _Rung(cpu, 1, cpu, "The GPU could not hold one window, so the prediction was made on the CPU.")
+    else:
+        yield _Rung(cpu, 1)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _fast(device: torch.device) -> bool:
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ResourceError(
+            f"Device {name} was asked for, but PyTorch finds no GPU.", "Use auto, or run: med3dssl doctor."
+        )
+    return torch.device(name)
+
+
+def _with_wishes(config: RunConfig, overlap: float | None, flips: bool) -> RunConfig:
+    if config.task is None or config.task.name != "segmentation":
+        return config
+    wishes: dict[str, Any] = {} if overlap is None else {"overlap": overlap}
+    return config.updated({"task": wishes | ({"test_flips": True} if flips else {})})
+
+
+def _names(loaded: LoadedModel, count: int = 0) -> list[str]:
+    """Class or target names in the order of the outputs: the configuration's, or the card's."""
+    given = list(getattr(loaded.config.task, "classes", ()) or ())
+    if not given:
+        table = {int(entry["index"]): str(entry["name"]) for entry in loaded.card.get("classes", ())}
+        given = [table.get(i, "background" if i == 0 else f"unused {i}") for i in range(max(table, default=-1) + 1)]
+    if count and len(given) != count:
+        targets = [str(name) for name in loaded.card.get("target_names", ())]
+        given = targets if len(targets) == count else [f"value {index}" for index in range(count)]
+    return given
+
+
+def _part(progress: Progress | None, index: int, count: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda share: progress((index + share) / count)
+
+
+def _write(found: VolumePrediction, source: Path, output: Path) -> Prediction:
+    from training_backend.data.write import write_volume
+
+    stem, suffix = _split_name(source)
+    common: dict[str, Any] = {"volumes_ml": found.volumes_ml, "values": found.values, "notes": found.notes}
+    if found.labels is None:
+        return Prediction(source, _add_row(output / "predictions.csv", source, found.values), **common)
+    path = write_volume(found.labels, _free(output, f"{stem}_seg", suffix))
+    maps = [
+        write_volume(volume, _free(output, f"{stem}_prob_{index}_{_file_safe(volume.name)}", suffix))
+        for index, volume in enumerate(found.probabilities)
+    ]
+    return Prediction(source, path, tuple(maps), **common)
+
+
+def _split_name(source: Path) -> tuple[str, str]:
+    """Name without its suffix, and the suffix to write with."""
+    for suffix in WRITABLE:
+        if source.name.lower().endswith(suffix):
+            return source.name[: -len(suffix)], suffix
+    return (source.name if source.is_dir() else source.stem), ".nii.gz"
+
+
+def _free(folder: Path, stem: str, suffix: str) -> Path:
+    """A path that does not exist yet: numbered from the second one on."""
+    path, number = folder / f"{stem}{suffix}", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}_{number}{suffix}"
+    return path
+
+
+def _file_safe(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def _add_row(path: Path, source: Path, values: Mapping[str, float]) -> Path:
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        if new:
+            writer.writerow(["Path", *values])
+        writer.writerow([str(source), *values.values()])
+    return path
+
+
+__all__ = ["Cancelled", "Prediction", "VolumePrediction", "predict_files", "predict_volumes"]

@@ -1,0 +1,251 @@
+"""Segmentation: a class for every voxel, from an encoder, a convolutional path of its own, and Dice plus cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from training_backend.config import RunConfig, TaskConfig, ui
+from training_backend.methods.base import Batch, Encoder, StepOutput
+from training_backend.tasks.base import CaseResult, Progress, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from training_backend.evaluate.sliding import Predictor, Tiling
+    from training_backend.nn.unetr import Unetr
+
+MOST_CLASSES = 254
+"""255 marks unlabelled voxels."""
+
+
+class SegmentationConfig(TaskConfig):
+    """Settings of segmentation."""
+
+    name: str = Field("segmentation", json_schema_extra=ui(hidden=True))
+    classes: tuple[str, ...] = ()
+    """Names by label value, background first; empty takes the class table of the dataset."""
+    channels: tuple[int, ...] = Field((16, 32, 64, 128), json_schema_extra=ui(advanced=True))
+    """Channels of the convolutional levels, fine to coarse."""
+    stem_stride: Literal[1, 2] = Field(1, json_schema_extra=ui(advanced=True))
+    """Voxels per axis of the finest level: 1 keeps every voxel, 2 is about six times faster."""
+    freeze: Literal["none", "encoder"] = "none"
+    """encoder: train only what is new, with the encoder as it came from pre-training."""
+    deep_supervision: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Also apply the loss to coarser decoder levels."""
+    overlap: float = Field(0.5, ge=0, le=0.9, json_schema_extra=ui(advanced=True))
+    """Overlap of neighbouring windows in prediction."""
+    test_flips: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Predict the mean over all flips: eight times slower; never where left and right are different classes."""
+
+    @field_validator("channels")
+    @classmethod
+    def _at_least_two_levels(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(value) < 2 or min(value) < 1:
+            raise ValueError("give at least two levels of at least one channel")
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) == 1 or len(value) > MOST_CLASSES or len(set(value)) < len(value):
+            raise ValueError(f"give 2 to {MOST_CLASSES} different names, background first")
+        return value
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {
+        "task": {"stem_stride": 2},
+        "data": {"crops_per_volume": 2, "augment": {"flip": (0.0, 0.0, 0.0)}},
+        "optim": {
+            "epochs": 1000,
+            "max_steps": 250,
+            "batch_size": 4,
+            "lr": 3e-3,
+            "layer_decay": 0.75,
+            "betas": (0.9, 0.99),
+            "schedule": "poly",
+            "clip_grad": 1.0,
+            "ema": 0.98,
+        },
+        "engine": {"val_steps": 50},
+    },
+    "small": {
+        "data": {
+            "size": (96, 96, 96),
+            "augment": {"flip": (0.0, 0.0, 0.0), "rotate": 0.2, "scale": 0.2, "noise": 0.15, "contrast": 0.15},
+        },
+        "optim": {"epochs": 300, "batch_size": 2, "lr": 1e-3, "layer_decay": 0.75, "clip_grad": 1.0, "ema": 0.999},
+    },
+    "base": {
+        "data": {
+            "size": (128, 128, 128),
+            "augment": {"flip": (0.0, 0.0, 0.0), "rotate": 0.2, "scale": 0.2, "noise": 0.15, "contrast": 0.15},
+        },
+        "optim": {"epochs": 500, "batch_size": 4, "lr": 1e-3, "layer_decay": 0.75, "clip_grad": 1.0, "ema": 0.999},
+    },
+    "published": {
+        "task": {"channels": (16, 32, 64, 128, 256)},
+        "data": {
+            "view": "crop",
+            "size": (96, 96, 96),
+            "keep_aspect": True,
+            "crops_per_volume": 2,
+            "augment": {"flip": (0.0, 0.0, 0.0), "noise": 0.1, "smooth": 0.2, "contrast": 0.15},
+        },
+        "optim": {
+            "epochs": 200,
+            "batch_size": 12,
+            "lr": 1e-4,
+            "min_lr": 1e-6,
+            "warmup": 0.025,
+            "layer_decay": 0.75,
+            "betas": (0.9, 0.999),
+        },
+        "engine": {"micro_batch": 3},
+    },
+}
+"""Mirroring is off by default, since it turns a left organ into a right one. The authors ship no segmentation:
+"published" is their recipe of fine-tuning (optimiser, layer decay, augmentation) with crops in place of whole volumes.
+"""
+
+
+def class_names(config: RunConfig) -> tuple[str, ...]:
+    """Names by label value, background first: those of the configuration, or of the dataset's class table."""
+    from training_backend.data.dataset import Dataset
+    from training_backend.errors import ConfigError
+
+    names = settings(config).classes
+    if names:
+        return names
+    info = Dataset.open(config.data.dataset).info
+    table = {entry.index: entry.name for entry in info.classes}
+    largest = max(table, default=0)
+    if not 0 < largest <= MOST_CLASSES:
+        raise ConfigError(
+            f"Segmentation needs label values from 1 to {MOST_CLASSES}, but those of {info.name} end at {largest}.",
+            "Use a dataset with labels, or relabel its masks.",
+        )
+    return tuple(table.get(index, "background" if index == 0 else f"unused {index}") for index in range(largest + 1))
+
+
+def settings(config: RunConfig) -> SegmentationConfig:
+    """The task's part of a run's configuration."""
+    return SegmentationConfig.model_validate(config.task.model_dump() if config.task else {})
+
+
+def build(config: RunConfig, encoder: Encoder) -> Unetr:
+    """Encoder plus decoder with fresh weights."""
+    from training_backend.nn.unetr import Unetr
+
+    task = settings(config)
+    return Unetr(
+        encoder,
+        len(class_names(config)),
+        channels=task.channels,
+        stem_stride=task.stem_stride,
+        freeze=task.freeze == "encoder",
+        deep_supervision=task.deep_supervision,
+    )
+
+
+def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
+    """Dice plus cross-entropy; coarser outputs count half as much per level. Voxels outside the scan do not count."""
+    from training_backend.errors import DataError
+    from training_backend.nn.dice import UNLABELLED, dice_ce
+
+    if batch.labels is None:
+        raise DataError(f"Segmentation needs labels, but {', '.join(batch.case_ids)} have none.", "Leave them out.")
+    labels = batch.labels if batch.padding is None else batch.labels.masked_fill(batch.padding, UNLABELLED)
+    outputs = network(batch.volume)
+    pairs = [dice_ce(logits, _at_size(labels, logits.shape[2:])) for logits in outputs]
+    weights = [0.5**level for level in range(len(pairs))]
+    total = sum(weight * (dice + entropy) for weight, (dice, entropy) in zip(weights, pairs, strict=True))
+    dice, entropy = pairs[0]
+    return StepOutput(
+        loss=total / sum(weights), scalars={"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+    )
+
+
+def predict(network: nn.Module, config: RunConfig, volume: Tensor, progress: Progress | None = None) -> Tensor:
+    """Probabilities [K, D, H, W] on the CPU of a whole case [1, C, D, H, W], by a sliding window of the view's size."""
+    from training_backend.evaluate.sliding import predict_probabilities
+
+    return predict_probabilities(predictor(network, config), volume, tiling(config, volume), progress)
+
+
+def predictor(network: nn.Module, config: RunConfig) -> Predictor:
+    """Probabilities [B, K, d, h, w] of windows on any device; the network is put into evaluation mode."""
+    import torch
+
+    from training_backend.evaluate.sliding import with_flips
+
+    network.eval()
+    device = next(network.parameters()).device
+
+    def probabilities(windows: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = network(windows.to(device))[0]
+            return torch.softmax(logits.float(), dim=1)
+
+    return with_flips(probabilities) if settings(config).test_flips else probabilities
+
+
+def tiling(config: RunConfig, volume: Tensor, *, batch: int = 1) -> Tiling:
+    """Windows of the size of a training view; one window for runs on whole volumes."""
+    from training_backend.evaluate.sliding import Tiling
+
+    d, h, w = config.data.size if config.data.view == "crop" else volume.shape[2:]
+    return Tiling((d, h, w), settings(config).overlap, batch)
+
+
+def evaluate(config: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
+    """Mean Dice over cases per class ("dice_NAME") and over classes ("dice", which is also "score").
+
+    Classes that neither truth nor prediction of a case contain do not count for that case.
+    """
+    import math
+
+    from training_backend.evaluate.segmentation_metrics import bootstrap_mean, dice_per_class
+
+    names = class_names(config)
+    cases = [dice_per_class(r.prediction, r.truth, range(1, len(names))) for r in results]
+    means = {name: bootstrap_mean([c[index] for c in cases], draws=1).mean for index, name in enumerate(names) if index}
+    known = [value for value in means.values() if not math.isnan(value)]
+    score = sum(known) / len(known) if known else 0.0
+    return {"score": score, "dice": score, **{f"dice_{n}": v for n, v in means.items() if not math.isnan(v)}}
+
+
+def layer_id(network: nn.Module, parameter: str) -> int:
+    """Depth of a parameter: that in the encoder, or one more than its last for everything new."""
+    encoder: Encoder = network.encoder  # type: ignore[assignment]
+    prefix, _, rest = parameter.partition("encoder.")
+    return encoder.layer_id(rest) if not prefix else encoder.depth + 1
+
+
+def _at_size(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Labels [B, d, h, w] at the centres of a coarser grid."""
+    import torch
+
+    for axis, (n, count) in enumerate(zip(labels.shape[1:], size, strict=True), start=1):
+        if n != count:
+            centres = ((torch.arange(count, device=labels.device) + 0.5) * (n / count)).long().clamp_max(n - 1)
+            labels = labels.index_select(axis, centres)
+    return labels
+
+
+TASK = Task(
+    name="segmentation",
+    config=SegmentationConfig,
+    title="Segmentation",
+    needs="labels",
+    presets=PRESETS,
+    build=build,
+    training_step=training_step,
+    predict=predict,
+    evaluate=evaluate,
+    layer_id=layer_id,
+)
