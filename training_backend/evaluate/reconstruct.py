@@ -20,9 +20,9 @@ from training_backend.methods.base import PreviewArray
 if TYPE_CHECKING:
     from torch import nn
 
-    from training_backend.config import RunConfig
     from training_backend.data.prepare import InputProfile, Prepared
     from training_backend.methods.base import Method
+    from training_backend.weights.load import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,17 @@ def reconstruct_file(
     """
     import torch
 
-    from training_backend.config.registry import method as find_method
     from training_backend.data.prepare import prepare
     from training_backend.data.read import read_volumes
     from training_backend.data.write import write_volume
     from training_backend.weights.load import load_model
 
     loaded = load_model(source)
-    refuse_fine_tuned(loaded.config)
+    check_reconstructs(loaded)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    method = find_method(loaded.config.method.name)
     prepared = prepare(read_volumes(input), loaded.profile)
     options = {"mask_ratio": mask_ratio, "seed": seed}
-    found = reconstruct(method, loaded.module.to(name).eval(), prepared, loaded.profile, options=options)
+    found = reconstruct(loaded.method, loaded.module.to(name).eval(), prepared, loaded.profile, options=options)
     Path(output).mkdir(parents=True, exist_ok=True)
     written = []
     for one in found:
@@ -115,12 +113,11 @@ def reconstruct_file(
     return written
 
 
-def refuse_fine_tuned(config: RunConfig) -> None:
-    """A `ConfigError` for models that have lost their pre-training heads."""
-    if config.task is not None:
-        raise ConfigError(
-            "This model was fine-tuned and no longer reconstructs.", "Choose the pre-training run that it came from."
-        )
+def check_reconstructs(loaded: LoadedModel) -> None:
+    """A `ConfigError` for models without their pre-training heads."""
+    if loaded.kind != "pretrain":
+        what = "was fine-tuned and no longer reconstructs" if loaded.kind == "finetune" else "is an encoder alone"
+        raise ConfigError(f"This model {what}.", "Choose the pre-training run that it came from.")
 
 
 def view_box(

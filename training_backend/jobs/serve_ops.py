@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from training_backend.data.prepare import InputProfile
     from training_backend.evaluate.reconstruct import Picture
     from training_backend.jobs.serve import Progress
-    from training_backend.methods.base import Encoder, Method
+    from training_backend.methods.base import Method
     from training_backend.weights.load import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ Values = dict[str, Any]
 TRAINED_ONLY = ("reconstruction", "error")
 """Pictures that mean nothing before training."""
 
+_KINDS = {"pretrain": "pre-trained", "encoder": "the encoder alone", "finetune": "fine-tuned"}
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -67,18 +69,6 @@ class Ready:
 
     loaded: LoadedModel
     stamp: tuple[Any, ...]
-
-    @property
-    def method(self) -> Method:
-        """Method that it was trained with."""
-        return find_method(self.loaded.config.method.name)
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Its encoder, sharing the weights."""
-        module: Any = self.loaded.module
-        encoder: Encoder = module.encoder if self.loaded.config.task is not None else self.method.encoder(module)
-        return encoder
 
     @cached_property
     def hash(self) -> str:
@@ -93,16 +83,16 @@ class Ready:
         config, profile = self.loaded.config, self.loaded.profile
         size = " × ".join(str(n) for n in profile.size)
         seen = f"whole scans at {size} voxels" if profile.view == "volume" else f"crops of {size} voxels"
-        what = f"fine-tuned for {config.task.name}" if config.task else "pre-trained"
+        what = f"fine-tuned for {config.task.name}" if config.task else _KINDS[self.loaded.kind]
         return {
-            "summary": f"{self.method.card.title}, {what}; sees {seen}.",
+            "summary": f"{self.loaded.method.card.title}, {what}; sees {seen}.",
             "method": config.method.name,
-            "kind": config.kind,
+            "kind": self.loaded.kind,
             "task": config.task.name if config.task else None,
-            "depth": self.encoder.depth,
-            "patch_size": list(self.encoder.patch_size),
+            "depth": self.loaded.encoder.depth,
+            "patch_size": list(self.loaded.encoder.patch_size),
             "contrasts": list(profile.contrasts),
-            "reconstructs": config.task is None,
+            "reconstructs": self.loaded.kind == "pretrain",
         }
 
 
@@ -179,7 +169,7 @@ class Session:
         from training_backend.evaluate.features import body_tokens, tiling, token_features
 
         ready = self._model(params, progress)
-        volumes, profile, encoder = _volumes(params), ready.loaded.profile, ready.encoder
+        volumes, profile, encoder = _volumes(params), ready.loaded.profile, ready.loaded.encoder
         normalised, overlap = bool(params.get("normalised", True)), float(params.get("overlap", 0.5))
         places = json.dumps([volume.geometry.to_dict() for volume in volumes])
         names = json.dumps([[volume.name, volume.modality, volume.meta.get("contrast")] for volume in volumes])
@@ -201,12 +191,12 @@ class Session:
 
     def reconstruct(self, params: Params, progress: Progress) -> Values:
         """Masked view, reconstruction and error of a scan by a pre-trained model."""
-        from training_backend.evaluate.reconstruct import refuse_fine_tuned
+        from training_backend.evaluate.reconstruct import check_reconstructs
 
         ready = self._model(params, progress)
-        refuse_fine_tuned(ready.loaded.config)
+        check_reconstructs(ready.loaded)
         progress(0.0, "Reconstructing")
-        return {**ready.facts, **_pictures(ready.method, ready.loaded.module, ready.loaded.profile, params)}
+        return {**ready.facts, **_pictures(ready.loaded.method, ready.loaded.module, ready.loaded.profile, params)}
 
     def preview_masking(self, params: Params, progress: Progress) -> Values:
         """What a method would see of a scan under a configuration, before any training."""
@@ -218,9 +208,9 @@ class Session:
         method = find_method(config.method.name)
         network = method.build(config)
         if config.weights:
-            from training_backend.weights import init_from
+            from training_backend.weights.transfer import init_from
 
-            init_from(network, config.weights)
+            init_from(network, config.weights, config)
         progress(0.3, "Masking the scan")
         answer = _pictures(method, network.to(self.device).eval(), _profile(config), params)
         if not config.weights:
@@ -236,7 +226,7 @@ class Session:
         ready = self._model(params, progress)
         prepared = prepare(_volumes(params), ready.loaded.profile)
         found, heads = class_attention(
-            ready.encoder,
+            ready.loaded.encoder,
             prepared,
             ready.loaded.profile,
             block=int(params.get("block", -1)),
