@@ -18,6 +18,9 @@ operation           parameters                                         values
                                                                        `heads`
 ``estimate``        `config`, `steps`                                  fields of `engine.estimate.Estimate`,
                                                                        `sentence`
+``import_report``   `config`                                           fields of `weights.report.ImportReport`,
+                                                                       `text`; `method` and `data` settings that
+                                                                       the weights were trained with
 ==================  =================================================  =============================================
 
 `source` is a run directory, a model folder, a weights file or ``zoo:NAME``. `volumes` are the contrasts of one case.
@@ -119,6 +122,7 @@ class Session:
             "preview_masking": self.preview_masking,
             "attention": self.attention,
             "estimate": self.estimate,
+            "import_report": self.import_report,
         }
 
     def info(self, _params: Params, progress: Progress) -> Values:
@@ -245,6 +249,22 @@ class Session:
         progress(0.0, "Trying a few steps")
         found = estimate(config, int(params.get("steps", 3)))
         return {**asdict(found), "sentence": str(found)}
+
+    def import_report(self, params: Params, progress: Progress) -> Values:
+        """What would become of every tensor if a run of `config` started, in a network built as its weights want it."""
+        from training_backend.weights.source import open_source
+        from training_backend.weights.transfer import transfer
+
+        config = RunConfig.parse(params["config"])
+        progress(0.0, "Reading the weights")
+        found = open_source(config.weights)
+        method = find_method(found.config.method.name)
+        config = config.updated({"method": found.config.method.model_dump()})
+        network: Any = method.build_encoder(config) if config.task is not None else method.build(config)
+        progress(0.6, "Comparing the weights with the network")
+        report = transfer(network, found, config, encoder_only=config.task is not None)
+        data = found.config.data.model_dump(include={"intensity", "size", "view", "keep_aspect", "contrasts"})
+        return {**report.to_dict(), "text": str(report), "method": found.config.method.model_dump(), "data": data}
 
     @property
     def device(self) -> str:

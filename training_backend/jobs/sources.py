@@ -1,0 +1,65 @@
+"""Where a run may take its first weights from: earlier runs and the zoo. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from training_backend.jobs.registry import list_runs
+from training_backend.weights import zoo
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """One choice of weights.
+
+    Attributes:
+        source: what a configuration names: a run's folder, or ``zoo:NAME``.
+        title: what a list shows.
+        detail: sentences on origin and licence.
+        local: whether it can be used at once.
+        page: where it is published; empty for runs.
+        downloadable: whether `download` can fetch it.
+        kind: "pretrain" or "finetune" for runs, "zoo" for published weights.
+    """
+
+    source: str
+    title: str
+    detail: str
+    local: bool = True
+    page: str = ""
+    downloadable: bool = False
+    kind: str = "zoo"
+
+
+def run_sources(kind: str = "") -> list[WeightsSource]:
+    """Runs that have a model, newest first; all, or those of one kind."""
+    return [
+        WeightsSource(
+            str(run.path), run.name, f"{run.method} {run.task or run.kind} run: {run.sentence}", kind=run.kind
+        )
+        for run in list_runs()
+        if (run.path / "model.safetensors").is_file() and kind in ("", run.kind)
+    ]
+
+
+def zoo_sources(family: str = "") -> list[WeightsSource]:
+    """Published weights; all, or those of one method's family."""
+    found = []
+    for entry in zoo.entries():
+        if family not in ("", entry.family):
+            continue
+        size = f", {entry.size_mb} MB" if entry.size_mb else ""
+        licence = f"Licence: {entry.licence or 'not stated'}{size}. {entry.terms}"
+        detail = " ".join(part for part in (f"{entry.title}.", licence, entry.notes, entry.citation) if part)
+        local = zoo.target(entry.name).is_file()
+        found.append(
+            WeightsSource(f"zoo:{entry.name}", f"zoo: {entry.name}", detail, local, entry.page, bool(entry.url))
+        )
+    return found
+
+
+def download(source: str, progress: Callable[[float], bool]) -> Path:
+    """Fetch published weights whose licence the user has read and accepted; see `weights.zoo.download`."""
+    return zoo.download(source, progress, accept_licence=True)
