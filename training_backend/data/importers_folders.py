@@ -65,7 +65,7 @@ def plain(path: Path) -> Drafts:
 
 
 def paired(path: Path) -> Drafts:
-    """A folder of images beside one of label maps with the same names; perhaps in each of ``train``, ``val``, ``test``."""
+    """A folder of images beside one of label maps with the same names; perhaps below ``train``, ``val``, ``test``."""
     cases: list[Draft] = []
     problems: list[Quarantined] = []
     for folder, split in _split_folders(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -231,7 +232,7 @@ def _conclude(
     )
     dataset = Dataset(output, info, kept)
     dataset.save()
-    lines = [_json_line(asdict(entry)) for entry in quarantined]
+    lines = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in quarantined]
     write_text(output / QUARANTINE, "".join(lines))
     return IngestReport(
         dataset=output,
@@ -332,10 +333,6 @@ def _start() -> None:
 
 def _size(case: CaseRecord) -> int:
     label = case.store.get("label")
-    return sum(image["bytes"] for image in case.store["images"]) + (label["bytes"] if label else 0)
+    return int(sum(image["bytes"] for image in case.store["images"]) + (label["bytes"] if label else 0))
 
 
-def _json_line(value: dict[str, str]) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -171,7 +171,7 @@ class ViewLoader:
         finally:
             loaded.close()
 
-    def _loaded(self, start_step: int) -> Iterator[_Loaded]:
+    def _loaded(self, start_step: int) -> Generator[_Loaded, None, None]:
         """Items in order; should a worker process die, the rest is read in this one."""
         slots = itertools.chain.from_iterable(self._slots(step) for step in range(start_step, self.total_steps))
         items = (self._item(list(group)) for _, group in itertools.groupby(slots, lambda slot: slot // self._per_case))
@@ -303,7 +303,7 @@ def _from_workers(reader: _Reader, items: Iterable[_Item], workers: int) -> Iter
         reader,  # type: ignore[arg-type]
         sampler=items,
         batch_size=None,
-        collate_fn=_as_is,
+        collate_fn=_as_is,  # type: ignore[arg-type]
         num_workers=workers,
         worker_init_fn=_start_worker,
         prefetch_factor=2,

@@ -133,4 +133,4 @@ def _signal(kinds: np.ndarray, table: Field, gain: Field, rng: np.random.Generat
     clean = gaussian_filter(table[kinds] * gain, 0.5)
     real = clean + np.float32(6) * rng.standard_normal(clean.shape, np.float32)
     imaginary = np.float32(6) * rng.standard_normal(clean.shape, np.float32)
-    return np.rint(np.hypot(real, imaginary)).astype(np.int16)
+    return np.asarray(np.rint(np.hypot(real, imaginary)), np.int16)

@@ -220,4 +220,4 @@ def _scanner(hu: Field, rng: np.random.Generator, noise_hu: float) -> np.ndarray
     image = gaussian_filter(hu, 0.45)
     noise = gaussian_filter(rng.standard_normal(hu.shape, np.float32), (0.3, 0.6, 0.6))
     image += noise * np.float32(noise_hu / max(float(noise.std()), 1e-6))
-    return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+    return np.asarray(np.clip(np.rint(image), -1024, 3071), np.int16)

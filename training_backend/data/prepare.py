@@ -84,7 +84,8 @@ class Prepared:
         Voxels outside the prepared box are 0, background.
         """
         if result.ndim == 3:
-            return self._back(result, nearest=True)
+            restored: Array = self._back(result, nearest=True)
+            return restored
         labels = np.zeros(self.native.shape, np.uint8 if len(result) < 256 else np.uint16)
         best = self._back(np.asarray(result[0], np.float32), fill=1.0)
         for value in range(1, len(result)):
@@ -96,7 +97,8 @@ class Prepared:
 
     def restore(self, array: Array, fill: float = 0.0) -> npt.NDArray[np.float32]:
         """Continuous map [D, H, W] interpolated onto the native grid; `fill` outside the prepared box."""
-        return self._back(np.asarray(array, np.float32), fill=fill)
+        restored: npt.NDArray[np.float32] = self._back(np.asarray(array, np.float32), fill=fill)
+        return restored
 
     def in_units(self, array: Array, *, differences: bool = False, channel: int = 0) -> npt.NDArray[np.float32]:
         """Network values of any shape in the units of the file (HU for CT); `differences` keeps zero at zero."""

@@ -66,8 +66,8 @@ def stow(folder: Path, root: Path, case: CaseRecord, config: IngestConfig) -> St
     except DataError as error:
         return Stowed(None, _refusal(case, _category(error), error))
     except MemoryError:
-        error = ResourceError("The memory does not suffice to read this scan.", "Close other programs, or crop it.")
-        return Stowed(None, _refusal(case, "too big", error))
+        shortage = ResourceError("The memory does not suffice to read this scan.", "Close other programs, or crop it.")
+        return Stowed(None, _refusal(case, "too big", shortage))
     except OSError as error:
         return Stowed(None, _refusal(case, "unreadable", DataError(f"It cannot be read: {error.strerror or error}.")))
 

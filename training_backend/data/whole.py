@@ -39,7 +39,7 @@ def outside(geometry: Geometry, grid: Geometry) -> npt.NDArray[np.bool_] | None:
         inside.append((centres > -0.5) & (centres < geometry.shape[axis] - 0.5))
     if all(axis.all() for axis in inside):
         return None
-    return ~(inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :])
+    return np.asarray(~(inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]), bool)
 
 
 def volume_view(
