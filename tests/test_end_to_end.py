@@ -130,9 +130,9 @@ def test_scores_and_comparison_are_tables(workspace: Path, capsys: pytest.Captur
 
 def test_weights_go_to_the_authors_layout_and_back(workspace: Path) -> None:
     exported, imported = workspace / "mae.pth", workspace / "imported"
-    assert main(["weights", "export", "--source", str(workspace / "mae"), "--output", str(exported)]) == 0
+    assert main(["weights", "export", str(workspace / "mae"), "--output", str(exported)]) == 0
     assert main(["weights", "inspect", str(exported)]) == 0
-    assert main(["weights", "import", "--file", str(exported), "--output", str(imported)]) == 0
+    assert main(["weights", "import", str(exported), "--output", str(imported)]) == 0
     assert (imported / "model.safetensors").is_file()
 
 

@@ -245,16 +245,16 @@ def weights_import(file: str, output: Path, heads: int | None = None) -> Any:
     return import_file(file, output, heads=heads)
 
 
-def weights_export(source: str, output: Path) -> Any:
+def weights_export(file: str, output: Path) -> Any:
     """Write a model of ours in the authors' layout, for their own scripts.
 
     Args:
-        source: Run directory or model folder.
+        file: Run directory or model folder.
         output: .pth file to write.
     """
     from training_backend.weights.export import export
 
-    return export(source, output)
+    return export(file, output)
 
 
 def weights_probe_orientation(weights: str, input: Path, mask_ratio: float = 0.75, seed: int = 0) -> Table:
@@ -286,16 +286,16 @@ def zoo_list() -> Table:
     return table
 
 
-def zoo_download(name: str, accept_licence: bool = False) -> Table:
+def zoo_download(entry: str, accept_licence: bool = False) -> Table:
     """Download published weights with resume and verification.
 
     Args:
-        name: Entry of ``med3dssl zoo list``.
+        entry: Name in ``med3dssl zoo list``.
         accept_licence: Say that you have read the entry's licence and accept it.
     """
     from training_backend.weights.zoo import download
 
-    return Table(("written",)).add(str(download(name, _bar("download"), accept_licence=accept_licence)))
+    return Table(("written",)).add(str(download(entry, _bar("download"), accept_licence=accept_licence)))
 
 
 def runs_list() -> Table:
@@ -309,16 +309,16 @@ def runs_list() -> Table:
     return table
 
 
-def runs_show(run: Path) -> Table:
+def runs_show(folder: Path) -> Table:
     """Show the state of a run, its last warnings, and where everything is.
 
     Args:
-        run: Run directory.
+        folder: Run directory.
     """
     from training_backend.engine.rundir import RunDirectory
     from training_backend.jobs.monitor import Monitor
 
-    monitor = Monitor(RunDirectory.open(run))
+    monitor = Monitor(RunDirectory.open(folder))
     now = monitor.update().summary
     table = Table(("what", "value"))
     table.add("state", f"{now.state}. {now.sentence}")
@@ -332,43 +332,43 @@ def runs_show(run: Path) -> Table:
     return table
 
 
-def runs_stop(run: Path) -> RunReport:
+def runs_stop(folder: Path) -> RunReport:
     """Ask a run to save and stop, and see to it that it does.
 
     Args:
-        run: Run directory.
+        folder: Run directory.
     """
     from training_backend.engine.rundir import RunDirectory
     from training_backend.jobs.launcher import cancel
 
-    return RunReport(cancel(RunDirectory.open(run)))
+    return RunReport(cancel(RunDirectory.open(folder)))
 
 
-def runs_resume(run: Path, detach: bool = False) -> RunReport:
+def runs_resume(folder: Path, detach: bool = False) -> RunReport:
     """Go on with a run from its last verified checkpoint.
 
     Args:
-        run: Run directory.
+        folder: Run directory.
         detach: Return as soon as the process has started.
     """
     from training_backend.engine.rundir import RunDirectory
     from training_backend.watch import resume
 
-    return resume(RunDirectory.open(run), detach=detach)
+    return resume(RunDirectory.open(folder), detach=detach)
 
 
-def runs_clone(run: Path, output: Path, set: tuple[str, ...] = (), detach: bool = False) -> RunReport:
+def runs_clone(folder: Path, output: Path, set: tuple[str, ...] = (), detach: bool = False) -> RunReport:
     """Start a new run with the settings of another one, some of them changed.
 
     Args:
-        run: Run directory whose settings are taken.
+        folder: Run directory whose settings are taken.
         output: Run directory of the new run.
         set: Changes as KEY=VALUE, e.g. optim.lr=3e-4; values are read as YAML.
         detach: Return as soon as the process has started.
     """
     from training_backend.engine.rundir import RunDirectory
 
-    return train(RunDirectory.open(run).config().updated(_changes(set)), output, detach=detach)
+    return train(RunDirectory.open(folder).config().updated(_changes(set)), output, detach=detach)
 
 
 def _changes(pairs: tuple[str, ...]) -> dict[str, Any]:

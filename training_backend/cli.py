@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from training_backend.errors import Med3dError
 
@@ -29,6 +29,9 @@ GROUPS = {
     "zoo": ("list", "download"),
     "runs": ("list", "show", "resume", "stop", "clone"),
 }
+
+POSITIONAL = ("recipe", "paths", "path", "file", "entry", "runs", "folder")
+"""Parameters of the API that are given without a flag."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +116,12 @@ def _summary(name: str) -> str:
 def _call(function: Callable[..., Any], prog: str, arguments: list[str]) -> int:
     import tyro
 
-    return _show(tyro.cli(function, prog=prog, args=arguments, config=(tyro.conf.PositionalRequiredArgs,)))
+    annotations = function.__annotations__
+    annotations.pop("return", None)  # names a type that is only imported for type checkers
+    for name, hint in get_type_hints(function).items():
+        if name in POSITIONAL:
+            annotations[name] = tyro.conf.Positional[hint]
+    return _show(tyro.cli(function, prog=prog, args=arguments))
 
 
 def _show(result: Any) -> int:

@@ -49,6 +49,7 @@ def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
         tasks=", ".join(tasks()),
         presets="; ".join(f"{name} ({text})" for name, text in PRESETS.items()),
     )
+    del command.__annotations__["return"]  # names a type that is only imported for type checkers
     command.__annotations__["settings"] = Annotated[type(settings), tyro.conf.arg(name="")]
     result: RunReport = tyro.cli(
         command,
