@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -47,7 +48,7 @@ def test_runs_of_one_device_follow_each_other_in_order(config, tmp_path, monkeyp
     while summary(runs[-1]).state != "finished" and time.monotonic() < deadline:
         time.sleep(0.05)
     times = [(run.record()["started"], run.record()["ended"]) for run in runs]
-    assert all(first[1] <= second[0] for first, second in zip(times, times[1:], strict=False))
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(times))
 
 
 def test_runs_of_different_devices_start_together(config, tmp_path, monkeypatch):

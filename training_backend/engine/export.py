@@ -16,7 +16,7 @@ from training_backend.data.write import write_volume
 from training_backend.engine import checkpoint
 from training_backend.engine.files import write_json
 from training_backend.engine.report import log
-from training_backend.engine.session import Session
+from training_backend.engine.session import Session, with_room
 from training_backend.engine.state import load_evaluated
 from training_backend.engine.validate import predict_case, profile_of, validation_cases
 from training_backend.errors import DataError
@@ -32,14 +32,15 @@ def export_model(session: Session) -> None:
     work = session.work
     if not work.runtime.is_main:
         return
-    folder, _ = checkpoint.newest_verified(session.run.checkpoints, lambda state: True)
+    folder, _ = checkpoint.newest_verified(session.run.checkpoints)
     best = work.state.progress.best_step
     if best is not None and not checkpoint.problem(checkpoint.folder_of(session.run.checkpoints, best)):
         folder = checkpoint.folder_of(session.run.checkpoints, best)
     if folder is None:
         return
     load_evaluated(work.state.evaluated, checkpoint.read(folder))
-    save_model(session.run.path, work.state.evaluated, card_of(work, checkpoint.step_of(folder)))
+    card = card_of(work, checkpoint.step_of(folder))
+    with_room(session, lambda: save_model(session.run.path, work.state.evaluated, card))
     log.info("exported the model of %s", folder.name)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-INIT, STEP, VALIDATION, PREVIEW = range(4)
+INIT, STEP, VALIDATION, PREVIEW = 1, 2, 3, 4
 """Purposes; two of them never share a seed."""
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from training_backend.engine import checkpoint
 from training_backend.engine.control import Control
@@ -13,6 +15,8 @@ from training_backend.engine.report import Reporter, log
 from training_backend.engine.rundir import RunDirectory
 from training_backend.engine.work import Work
 from training_backend.errors import ResourceError, TrainingDiverged
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,12 +64,7 @@ def save(session: Session, *, reason: str = "") -> None:
     if not work.runtime.is_main:
         return
     root, saved = session.run.checkpoints, work.state.saved(work.runtime.scaler_state())
-    try:
-        folder = checkpoint.write(root, progress.step, saved)
-    except ResourceError as error:
-        checkpoint.prune(root, 1, _protected(session))
-        folder = checkpoint.write(root, progress.step, saved)
-        session.report.warning(f"{error} Older checkpoints made room; free space before the next save.", "resource")
+    folder = with_room(session, lambda: checkpoint.write(root, progress.step, saved))
     best = progress.best_step == progress.step
     write_json(session.run.checkpoints / "latest.json", {"folder": folder.name})
     if best:
@@ -73,6 +72,21 @@ def save(session: Session, *, reason: str = "") -> None:
     checkpoint.prune(root, work.config.engine.keep_last, _protected(session))
     session.report.event("checkpoint", folder=f"checkpoints/{folder.name}", best=best)
     log.info("saved %s%s", folder.name, f" ({reason})" if reason else "")
+
+
+def with_room(session: Session, write: Callable[[], T]) -> T:
+    """Result of `write`; on a full disk all checkpoints but the newest and the best make room and it is tried again.
+
+    Raises:
+        ResourceError: the disk is full even so.
+    """
+    try:
+        return write()
+    except ResourceError as error:
+        checkpoint.prune(session.run.checkpoints, 1, _protected(session))
+        result = write()
+        session.report.warning(f"{error} Older checkpoints made room; free space before the next save.", "resource")
+        return result
 
 
 def roll_back(session: Session) -> None:

@@ -99,8 +99,6 @@ def open_work(config: RunConfig, runtime: Runtime) -> Work:
 
 def build_network(config: RunConfig, method: Method, task: Task | None) -> nn.Module:
     """Network on the CPU with initial weights drawn from the seed, then overlaid by `config.weights` if given."""
-    from training_backend.weights.report import init_from
-
     seeds.generator(config.seed, seeds.INIT)
     if task is None:
         network = method.build(config)
@@ -110,5 +108,7 @@ def build_network(config: RunConfig, method: Method, task: Task | None) -> nn.Mo
         network = task.build(config, encoder)
         start = encoder  # type: ignore[assignment]
     if config.weights:
-        logging.getLogger(__name__).info("%s", init_from(start, config.weights))
+        from training_backend.weights.transfer import init_from
+
+        logging.getLogger(__name__).info("%s", init_from(start, config.weights, config))
     return network

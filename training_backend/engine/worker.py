@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,17 @@ def execute(run: RunDirectory) -> int:
     """
     if run.record().get("state") == "finished":
         return EXIT_CODES["finished"]
-    _start_log(run)
     _bar_viewer_imports()
     devices, rank = run.config().engine.devices, int(os.environ.get("RANK", "0"))
-    if rank > 0:
-        return _work(run, main_process=False)
-    if devices > 1 and "RANK" not in os.environ:
-        if _other_process(run):
-            return _attach(run)
-        _become_torchrun(run, devices)
-    with _hold(run) as mine:
-        return _work(run, main_process=True) if mine else _attach(run)
+    with _log_of(run):
+        if rank > 0:
+            return _work(run, main_process=False)
+        if devices > 1 and "RANK" not in os.environ:
+            if _other_process(run):
+                return _attach(run)
+            _become_torchrun(run, devices)
+        with _hold(run) as mine:
+            return _work(run, main_process=True) if mine else _attach(run)
 
 
 def _work(run: RunDirectory, main_process: bool) -> int:
@@ -121,11 +122,9 @@ def _train(run: RunDirectory, config: RunConfig, control: Control, report: Repor
 
 
 def _announce(run: RunDirectory, report: Reporter) -> None:
-    import torch
-
     run.error_path.unlink(missing_ok=True)
     (run.path / ".reserve").write_bytes(bytes(RESERVE_BYTES))
-    versions = {"training_backend": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    versions = {"training_backend": __version__, "python": platform.python_version(), "torch": version("torch")}
     run.beat()
     report.state("starting", started=time.time(), ended=None, versions=versions, **identity())
 
@@ -206,14 +205,21 @@ def _heartbeat(run: RunDirectory, ended: threading.Event) -> None:
             run.beat()
 
 
-def _start_log(run: RunDirectory) -> None:
+@contextmanager
+def _log_of(run: RunDirectory) -> Iterator[None]:
     """Log to ``log.txt``: as standard error of a detached worker, or as a file beside the terminal's."""
     detached = WORKER_VARIABLE in os.environ
     handler = logging.StreamHandler() if detached else logging.FileHandler(run.log_path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.addHandler(handler)
     root.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
 
 
 class _NoViewer(importlib.abc.MetaPathFinder):
