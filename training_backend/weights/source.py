@@ -1,0 +1,130 @@
+"""Finds weights by what a user may name: a run, a model folder, the authors' file, or an entry of the zoo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training_backend.config import RunConfig, merged
+from training_backend.config.registry import method as find_method
+from training_backend.data.manifest import DatasetInfo
+from training_backend.data.prepare import InputProfile
+from training_backend.errors import WeightsError
+from training_backend.weights import zoo
+from training_backend.weights.families import Family, family, identified
+from training_backend.weights.safe_load import Checkpoint, load_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL, CARD = "model.safetensors", "card.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights with everything needed to rebuild and to feed their network.
+
+    Attributes:
+        name: file or folder, or ``zoo:NAME``.
+        family: how its tensors map onto networks.
+        kind: "pretrain", "encoder" or "finetune".
+        config: rebuilds the network.
+        profile: how scans become its input.
+        tensors: by published name; those of an encoder without the prefix ``encoder.``.
+        card: as stored, or made for a foreign file.
+        notes: sentences on what was assumed about a foreign file.
+    """
+
+    name: str
+    family: Family
+    kind: str
+    config: RunConfig
+    profile: InputProfile
+    tensors: dict[str, Tensor]
+    card: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def open_source(source: str | Path, changes: Mapping[str, Any] | None = None) -> Source:
+    """Read weights, whatever names them.
+
+    Args:
+        source: run directory, folder with ``model.safetensors`` and ``card.json`` (or that file), the authors' file,
+            or ``zoo:NAME``.
+        changes: nested changes to the stored or inferred configuration, ``{"method": {"heads": 8}}`` say.
+
+    Raises:
+        WeightsError: there is nothing, it is unsafe or damaged, or it belongs to no known system.
+    """
+    path = locate(source)
+    if path.name == MODEL:
+        return _own(path, str(source), changes or {})
+    checkpoint = load_tensors(path)
+    found = identified(checkpoint.tensors, path.name)
+    return _foreign(checkpoint, found, str(source), dict(changes or {}))
+
+
+def locate(source: str | Path) -> Path:
+    """The file behind `source`: ``model.safetensors`` for folders, the downloaded file for zoo entries."""
+    if str(source).startswith(zoo.PREFIX):
+        return zoo.local_file(str(source))
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        return path
+    if (path / MODEL).is_file():
+        return path / MODEL
+    if (path / "run.json").is_file():
+        raise WeightsError(f"The run {path.name} has written no model yet.", "Wait until it ends, or stop it.")
+    raise WeightsError(f"{path} holds no {MODEL}.", "Choose a run, a model folder, or a weights file.")
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card beside a ``model.safetensors``."""
+    try:
+        card = json.loads((path.parent / CARD).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} has no {CARD} beside it, which says what it is.", "Copy both files.") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path.parent / CARD} cannot be read: {error}.", "Copy or export the model again."
+        ) from error
+    if not isinstance(card, dict) or not {"config", "profile"} <= set(card):
+        raise WeightsError(f"{path.parent / CARD} does not describe a model: no config and profile in it.")
+    return card
+
+
+def _own(path: Path, name: str, changes: Mapping[str, Any]) -> Source:
+    card = read_card(path)
+    config = RunConfig.parse(merged(card["config"], dict(changes)), where=str(path.parent / CARD))
+    profile = InputProfile.parse(card["profile"], where=str(path.parent / CARD))
+    tensors = {key.removeprefix("encoder."): value for key, value in _exact(path).items()}
+    kind = str(card.get("kind", config.kind))
+    importer = replace(family(find_method(config.method.name).family), known=".*")  # any head may be in it
+    return Source(name, importer, kind, config, profile, tensors, card)
+
+
+def _exact(path: Path) -> dict[str, Tensor]:
+    """Tensors of a model of ours, whose names are exact: no common prefix is guessed away."""
+    checkpoint = load_tensors(path)
+    return {checkpoint.prefix + key: value for key, value in checkpoint.tensors.items()}
+
+
+def _foreign(checkpoint: Checkpoint, found: Family, name: str, changes: dict[str, Any]) -> Source:
+    assert found.describe is not None  # `identified` gives only importers
+    described = found.describe(checkpoint.tensors, checkpoint.extras, changes)
+    config = described.config
+    profile = InputProfile.of(config, DatasetInfo(name=found.name, crop_body=False))
+    entry = zoo.entry(name) if name.startswith(zoo.PREFIX) else None
+    card = {
+        "kind": described.kind,
+        "config": config.model_dump(mode="json"),
+        "profile": profile.model_dump(mode="json"),
+        "source": entry.title if entry else Path(name).name,
+        "licence": entry.licence if entry else "",
+        "citation": entry.citation if entry else find_method(config.method.name).card.paper,
+        "notes": list(described.notes),
+    }
+    return Source(name, found, described.kind, config, profile, checkpoint.tensors, card, described.notes)

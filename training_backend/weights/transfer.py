@@ -1,0 +1,111 @@
+"""Moves weights into a network, and says what became of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training_backend.config import RunConfig
+from training_backend.config.registry import method as find_method
+from training_backend.errors import WeightsError
+from training_backend.weights.families import title
+from training_backend.weights.report import ImportReport
+from training_backend.weights.source import Source, open_source
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_ENCODER = "encoder."
+
+
+def init_from(
+    module: nn.Module, source: str | Path, config: RunConfig, *, changes: Mapping[str, Any] | None = None
+) -> ImportReport:
+    """Start a run from weights: the whole network for pre-training, the encoder alone for fine-tuning.
+
+    Args:
+        module: the run's network, or its encoder; unchanged when the weights are refused.
+        source: run directory, model folder, weights file, or ``zoo:NAME``.
+        config: of the run.
+        changes: for what a foreign file does not tell; see `open_source`.
+
+    Raises:
+        WeightsError: unusable file, weights of another method, or less than 90 % of the encoder found.
+    """
+    found = open_source(source, changes)
+    wanted = find_method(config.method.name).family
+    if found.family.name != wanted:
+        raise WeightsError(
+            f"{source} holds weights of {title(found.family.name)}, but this run learns with {title(wanted)}.",
+            f"Choose weights of {title(wanted)}, or the other method.",
+        )
+    if reason := found.family.conflict(found.config, config):
+        raise WeightsError(reason)
+    return transfer(module, found, config, encoder_only=config.task is not None)
+
+
+def transfer(module: nn.Module, source: Source, config: RunConfig, *, encoder_only: bool = False) -> ImportReport:
+    """Copy what fits of `source` into `module`, a network (or encoder) of `config`.
+
+    Raises:
+        WeightsError: less than 90 % of the encoder, or none of an essential part, was found; nothing was copied then.
+    """
+    own = module.state_dict()
+    encoder = encoder_names(config)
+    taken: dict[str, Tensor] = {}
+    fates: dict[str, list[Any]] = {fate: [] for fate in ("matched", "resized", "missing", "mismatched")}
+    for name, tensor in own.items():
+        published = name.removeprefix(_ENCODER)
+        given = source.tensors.get(published)
+        if given is None or (encoder_only and published not in encoder):
+            fates["missing"].append(published)
+            continue
+        shapes = (published, tuple(given.shape), tuple(tensor.shape))
+        fitted = source.family.fit(published, given, shapes[2], source.config, config)
+        if fitted is None:
+            fates["mismatched"].append(shapes)
+            continue
+        taken[name] = fitted
+        fates["matched"].append(published)
+        if fitted is not given:
+            fates["resized"].append(shapes)
+    report = _report(source, fates, encoder & {name.removeprefix(_ENCODER) for name in own})
+    report.checked(source.family.essential, _reason(source.config, config))
+    module.load_state_dict(taken, strict=False)
+    return report
+
+
+def _report(source: Source, fates: Mapping[str, list[Any]], encoder: set[str]) -> ImportReport:
+    matched = set(fates["matched"])
+    used = matched | {name for name, *_ in fates["mismatched"]}
+    left = [name for name in source.tensors if name not in used]
+    known = re.compile(source.family.known)
+    return ImportReport(
+        source=source.name,
+        family=source.family.name,
+        kind=source.kind,
+        **{fate: tuple(entries) for fate, entries in fates.items()},
+        dropped=tuple(name for name in left if known.fullmatch(name)),
+        unexpected=tuple(name for name in left if not known.fullmatch(name)),
+        encoder=len(encoder),
+        encoder_matched=len(encoder & matched),
+    )
+
+
+def encoder_names(config: RunConfig) -> set[str]:
+    """Names of the encoder's tensors, from one that is built without memory."""
+    import torch
+
+    with torch.device("meta"):
+        encoder: Any = find_method(config.method.name).build_encoder(config)
+    return set(encoder.state_dict())
+
+
+def _reason(old: RunConfig, new: RunConfig) -> str:
+    """Settings that make the encoders differ, as advice."""
+    theirs, ours = old.method.model_dump(), new.method.model_dump()
+    differing = [name for name in theirs if name in ours and theirs[name] != ours[name]]
+    told = ", ".join(f"method.{name} {theirs[name]} (not {ours[name]})" for name in differing)
+    return f"Its settings are {told}." if told else ""
