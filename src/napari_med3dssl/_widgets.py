@@ -22,7 +22,7 @@ from qtpy.QtWidgets import (
 )
 from superqt.utils import QFlowLayout
 
-SIGNS = {"info": "ⓘ", "ok": "✓", "warning": "!", "error": "✗", "busy": "…"}
+SIGNS = {"info": "•", "ok": "✓", "warning": "!", "error": "✗", "busy": "…"}
 """Signs that stand before a sentence, so that its kind never depends on colour."""
 
 

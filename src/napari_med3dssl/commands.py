@@ -1,0 +1,51 @@
+"""The terminal command that does what a form describes; only what differs from the preset becomes a flag."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from training_backend.config import RunConfig
+from training_backend.config.presets import PRESETS, finetune_config, pretrain_config
+from training_backend.errors import ConfigError
+
+CHOSEN = {"kind", "preset", "method.name", "task.name", "data.dataset"}
+"""Settings that have flags of their own."""
+
+
+def training_command(config: RunConfig, output: Path | str) -> str:
+    """``med3dssl pretrain ...`` or ``finetune ...`` that trains `config` into the run directory `output`."""
+    preset = config.preset if config.preset in PRESETS else "small"
+    words = ["med3dssl", config.kind, "--method", config.method.name]
+    if config.task is not None:
+        words += ["--task", config.task.name]
+    words += ["--preset", preset, "--data", str(config.data.dataset), "--output", str(output)]
+    base = dict(_leaves(preset_config(config, preset).model_dump(mode="json")))
+    for path, value in _leaves(config.model_dump(mode="json")):
+        if path not in CHOSEN and value != base.get(path):
+            words += [f"--{path.replace('_', '-')}", *_texts(value)]
+    return shlex.join(words)
+
+
+def preset_config(config: RunConfig, preset: str) -> RunConfig:
+    """Configuration of `preset` for the method, task and dataset of `config`."""
+    try:
+        if config.task is not None:
+            return finetune_config(config.task.name, preset, config.data.dataset, config.method.name)
+        return pretrain_config(config.method.name, preset, config.data.dataset)
+    except ConfigError:
+        return config
+
+
+def _leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]

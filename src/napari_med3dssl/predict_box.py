@@ -1,0 +1,209 @@
+"""Predict current layer: overlay with class names, volumes in ml, probabilities, export on the scan's grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QCheckBox,
+    QFileDialog,
+    QFormLayout,
+    QHeaderView,
+    QProgressBar,
+    QTableWidget,
+    QTableWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_med3dssl import _layers, _work
+from napari_med3dssl._state import State
+from napari_med3dssl._widgets import Notice, button, button_row, combo
+from napari_med3dssl.pretrain_panel import open_scan
+from napari_med3dssl.results import replace_layers
+from training_backend.data.manifest import ClassEntry
+from training_backend.data.volume import Volume
+from training_backend.errors import Med3dError
+from training_backend.jobs.sources import WeightsSource, run_sources
+
+EMPTY = "No fine-tuned model yet. Start one above; it appears here when it has finished."
+FORMATS = "NIfTI (*.nii.gz);;NRRD (*.nrrd);;MetaImage (*.mha)"
+
+
+class PredictBox(QWidget):
+    """Applies a fine-tuned model to the scan on the screen.
+
+    Args:
+        state: what the panels of the viewer share.
+    """
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.state = state
+        self._job: _work.Job | None = None
+        self._result: Volume | None = None
+        self.model = combo("Fine-tuned model")
+        self.probabilities = QCheckBox("Also show probabilities")
+        form = QFormLayout()
+        form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.addRow("Model", self.model)
+        form.addRow(self.probabilities)
+        self.predict_button = button("Predict current layer", self.predict, "Segment or classify the selected scan.")
+        self.export_button = button("Export…", self.export, "Save the prediction on the grid of the scan's file.")
+        self.cancel = button("Cancel", self._cancel)
+        self.notice = Notice()
+        self.bar = QProgressBar()
+        self.bar.setAccessibleName("Progress of the prediction")
+        self.table = QTableWidget(0, 2)
+        self.table.setAccessibleName("Result")
+        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.table.setTabKeyNavigation(False)
+        self.table.verticalHeader().hide()
+        self.table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        self.table.setFixedHeight(150)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addLayout(form)
+        column.addWidget(button_row(self.predict_button, self.export_button, self.cancel))
+        for widget in (self.notice, self.bar, self.table):
+            column.addWidget(widget)
+        for widget in (self.bar, self.table, self.cancel, self.export_button):
+            widget.hide()
+        state.follow(self, state.runs_changed, self.refresh)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look for fine-tuned models again."""
+        _work.start(self, run_sources, "finetune", done=self._fill, failed=self._complain)
+
+    def predict(self) -> None:
+        """Have the selected scan predicted by the model process."""
+        layer, source = open_scan(self.state.viewer), self.model.currentData()
+        if layer is None:
+            self.notice.say("info", "Open a scan first: drop a file, or File › Open Sample › Med3D SSL.")
+            return
+        if self._job is not None and self._job.running:
+            self.notice.say("info", "A prediction is being made; wait for it, or cancel.")
+            return
+        try:
+            volumes = [_layers.volume_of(each) for each in contrasts(self.state.viewer, layer)]
+        except Med3dError as error:
+            self._complain(str(error))
+            return
+        client, wanted, name = self.state.client, self.probabilities.isChecked(), layer.name
+        run = self.model.currentText()
+        self.notice.say("busy", f"Predicting {name}…")
+        self.bar.setRange(0, 0)
+        for widget in (self.bar, self.cancel):
+            widget.show()
+        self._job = _work.start(
+            self,
+            lambda progress: client.request(
+                "predict", source=source, volumes=volumes, probabilities=wanted, progress=progress
+            ),
+            done=lambda values: self._show(name, run, values),
+            failed=self._complain,
+            cancelled=lambda: self.notice.say("info", "Cancelled; nothing was changed."),
+            progressed=self._progress,
+            ended=lambda: (self.bar.hide(), self.cancel.hide()),
+        )
+
+    def export(self) -> None:
+        """Save the last prediction in the file's own grid."""
+        if self._result is None:
+            return
+        start = str(Path.home() / f"{self._result.name}.nii.gz".replace(" ", "_"))
+        path, _ = QFileDialog.getSaveFileName(self, "Export the prediction", start, FORMATS)
+        if path:
+            self.export_to(Path(path))
+
+    def export_to(self, path: Path) -> None:
+        """Write the last prediction to `path`; the file dialog has asked before replacing."""
+        from training_backend.data.write import write_volume
+
+        if self._result is None:
+            return
+        _work.start(
+            self,
+            lambda: write_volume(self._result, path, overwrite=True, labels=True),  # type: ignore[arg-type]
+            done=lambda written: self.notice.say("ok", f"Saved {written} on the grid of the scan's file."),
+            failed=self._complain,
+        )
+
+    def _fill(self, found: list[WeightsSource]) -> None:
+        chosen = self.model.currentData()
+        self.model.clear()
+        for each in found:
+            self.model.addItem(each.title, each.source)
+        self.model.setCurrentIndex(max(0, self.model.findData(chosen)))
+        self.predict_button.setEnabled(bool(found))
+        if not found:
+            self.notice.say("info", EMPTY)
+        elif self.notice.text == EMPTY:
+            self.notice.clear()
+
+    def _show(self, name: str, run: str, values: dict[str, Any]) -> None:
+        self._result = values["labels"]
+        if self._result is not None:
+            replace_layers(self.state.viewer, self._overlays(name, run, values))
+        rows = {key: f"{value:.1f} ml" for key, value in values["volumes_ml"].items()}
+        rows |= {key: f"{value:.4g}" for key, value in values["values"].items()}
+        self.table.setHorizontalHeaderLabels(["Class", "Volume" if values["volumes_ml"] else "Probability or value"])
+        self.table.setRowCount(len(rows))
+        for row, texts in enumerate(rows.items()):
+            for column, text in enumerate(texts):
+                self.table.setItem(row, column, QTableWidgetItem(text))
+        self.table.setVisible(bool(rows))
+        self.export_button.setVisible(self._result is not None)
+        notes = " ".join(values["notes"])
+        self.notice.say("warning" if notes else "ok", notes or f"{name} was predicted by {run}.")
+
+    def _overlays(self, name: str, run: str, values: dict[str, Any]) -> list[_layers.LayerData]:
+        labels: Volume = values["labels"]
+        classes = tuple(ClassEntry(**entry) for entry in values["classes"])
+        layers = []
+        for volume in values["probabilities"]:
+            made = _layers.picture_layer(
+                volume.array,
+                volume.geometry,
+                f"{name} · {volume.name} · {run}",
+                role="heatmap",
+                limits=(0.0, 1.0),
+                derived=True,
+            )
+            made[1]["visible"] = False
+            layers.append(made)
+        title = f"{name} · pred · {run}"
+        made = _layers.labels_layer(labels.array, labels.geometry, title, classes, run=run, derived=True)
+        features, volumes_ml = made[1]["features"], values["volumes_ml"]
+        made[1]["features"] = features.assign(ml=[volumes_ml.get(each) for each in features["class"]])
+        return [*layers, made]
+
+    def _progress(self, share: float, text: str) -> None:
+        if share > 0:
+            self.bar.setRange(0, 100)
+            self.bar.setValue(round(100 * share))
+        if text:
+            self.notice.say("busy", f"{text}…")
+
+    def _cancel(self) -> None:
+        self.notice.say("busy", "Stopping…")
+        self.state.client.cancel()
+
+    def _complain(self, sentence: str) -> None:
+        self.notice.say("error", sentence)
+
+
+def contrasts(viewer: Any, layer: Any) -> list[Any]:
+    """The scan `layer`, then all other scans of the viewer on its grid, which a model of several contrasts may want."""
+    here = _layers.geometry_of(layer)
+    others = [
+        each
+        for each in viewer.layers
+        if each is not layer and (_layers.facts_of(each) or {}).get("role") == "image"
+        if not (_layers.facts_of(each) or {}).get("derived") and _layers.geometry_of(each).same_grid(here)
+    ]
+    return [layer, *others]

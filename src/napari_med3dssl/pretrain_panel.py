@@ -1,0 +1,175 @@
+"""The Pre-train panel: choose a method, a preset and data, look at what the network will see, and start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtWidgets import QFormLayout, QVBoxLayout, QWidget
+
+from napari_med3dssl._layers import volume_of
+from napari_med3dssl._state import State
+from napari_med3dssl._widgets import Page, Section, button, button_row, combo, wrapping
+from napari_med3dssl.explore_pictures import PictureLayers
+from napari_med3dssl.forms import Form
+from napari_med3dssl.launch_box import LaunchBox
+from napari_med3dssl.weights_picker import WeightsPicker
+from training_backend.config import RunConfig
+from training_backend.config.presets import PRESETS, pretrain_config
+from training_backend.config.registry import method as find_method
+from training_backend.config.registry import methods
+from training_backend.errors import ConfigError, Med3dError
+
+HIDDEN = ("kind", "preset", "weights", "task", "data.dataset")
+"""Settings that other controls of the panel decide."""
+NO_DATA = "Choose a dataset in the Data tab first; a small generated one is made there with one click."
+
+
+class PretrainPanel(QWidget):
+    """Describe and start a pre-training run.
+
+    Args:
+        state: what the panels of the viewer share.
+    """
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.state = state
+        self.form: Form | None = None
+        self._pictures = PictureLayers(state.viewer, " · masking")
+        self._build()
+        state.follow(self, state.dataset_changed, lambda _: self._on_dataset())
+        self._restart()
+        self._on_dataset()
+
+    def config(self) -> RunConfig:
+        """The run as entered; a `Med3dError` says what is wrong."""
+        if self.state.dataset is None:
+            raise ConfigError(NO_DATA)
+        if self.form is None:
+            raise ConfigError("No method is installed.")
+        entered = self.form.config()
+        changes = {"data": {"dataset": self.state.dataset}, "weights": self.weights.source}
+        return RunConfig.parse({**entered.updated(changes).model_dump(), "preset": self.preset.currentData()})
+
+    def show_run(self, path: Path) -> None:
+        """Fill the form with the settings of a run."""
+        try:
+            config = RunConfig.load(Path(path) / "config.yaml")
+        except Med3dError as error:
+            self.launch.notice.say("error", str(error))
+            return
+        self.method.setCurrentIndex(max(0, self.method.findData(config.method.name)))
+        self.preset.setCurrentIndex(max(0, self.preset.findData(config.preset)))
+        if (Path(config.data.dataset) / "dataset.json").is_file():
+            self.state.dataset = Path(config.data.dataset)
+        self.weights.choose(config.weights)
+        self._show(config)
+
+    def preview_masking(self) -> None:
+        """Have the open scan masked as this run would, and show it beside the scan."""
+        layer = open_scan(self.state.viewer)
+        if layer is None:
+            self.launch.notice.say("info", "Open a scan first: drop a file, or File › Open Sample › Med3D SSL.")
+            return
+        try:
+            config, volume = self.config(), volume_of(layer)
+        except Med3dError as error:
+            self.launch.notice.say("error", str(error))
+            return
+        doing = "Masking the open scan…"
+        self.launch.ask("preview_masking", self._draw, doing, config, volumes=[volume], seed=config.seed)
+
+    def _build(self) -> None:
+        self.method = combo("Method")
+        for name, found in methods().items():
+            self.method.addItem(f"{name}: {found.card.title}", name)
+        self.method.activated.connect(lambda _: self._restart())
+        self.about = wrapping("")
+        self.preset = combo("Preset")
+        for name, text in PRESETS.items():
+            self.preset.addItem(f"{name}: {text}", name)
+        self.preset.activated.connect(lambda _: self._restart())
+        self.dataset = wrapping("")
+        self.weights = WeightsPicker(self.state, "pretrain", "Start from", "random weights")
+        self.weights.changed.connect(lambda: self.launch.check_soon())
+        rows = QFormLayout()
+        rows.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
+        rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        rows.addRow("Method", self.method)
+        rows.addRow(self.about)
+        rows.addRow("Preset", self.preset)
+        rows.addRow("Dataset", self.dataset)
+        rows.addRow("Start from", self.weights)
+        self.preview_button = button("Preview masking", self.preview_masking, "On the open scan, beside it.")
+        self.settings = Section("Settings", folded=False)
+        self.launch = LaunchBox(self.state, self.config)
+        page = Page()
+        page.column.addLayout(rows)
+        page.column.addWidget(button_row(self.preview_button))
+        page.column.addWidget(self.launch)
+        page.column.addWidget(self.settings)
+        page.column.addStretch(1)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(page)
+
+    def _restart(self) -> None:
+        """Fill the form with the chosen method's preset."""
+        name = self.method.currentData()
+        if name is None:
+            return
+        card = find_method(name).card
+        self.about.setText(f"{card.summary} {card.paper}".strip())
+        self._show(pretrain_config(name, self.preset.currentData(), self.state.dataset or Path()))
+
+    def _show(self, config: RunConfig) -> None:
+        if self.form is not None:
+            self.form.setParent(None)
+            self.form.deleteLater()
+        self.form = Form(config, hidden=HIDDEN)
+        self.form.changed.connect(self.launch.check_soon)
+        self.settings.column.addWidget(self.form)
+        self.launch.check_soon()
+
+    def _on_dataset(self) -> None:
+        self.dataset.setText(dataset_line(self.state.dataset))
+        self.launch.check_soon()
+
+    def _draw(self, values: dict[str, Any]) -> None:
+        self._pictures.show([{**picture, "facts": {"derived": True}} for picture in values["pictures"]])
+        self._pictures.link_contrast()
+        mask = self._pictures["mask"]
+        if mask is not None:
+            mask.visible = False
+
+
+def dataset_line(folder: Path | None) -> str:
+    """Name and counts of a dataset in one line."""
+    from training_backend.data.dataset import Dataset
+
+    if folder is None:
+        return NO_DATA
+    try:
+        dataset = Dataset.open(folder)
+    except Med3dError as error:
+        return str(error)
+    counts = {split: len(dataset.cases(split=split)) for split in ("train", "val")}
+    labelled = len(dataset.cases(labelled=True))
+    return f"{dataset.info.name}: {counts['train']} train, {counts['val']} val, {labelled} with labels"
+
+
+def open_scan(viewer: Any) -> Any | None:
+    """The selected scan, else the topmost visible one."""
+    active = viewer.layers.selection.active
+    candidates = [active, *(layer for layer in reversed(viewer.layers) if layer.visible)]
+    return next((layer for layer in candidates if layer is not None and _is_scan(layer)), None)
+
+
+def _is_scan(layer: Any) -> bool:
+    from napari_med3dssl._layers import facts_of
+
+    if type(layer).__name__ != "Image" or layer.rgb or layer.ndim != 3:
+        return False
+    facts = facts_of(layer) or {}
+    return facts.get("role", "image") == "image" and not facts.get("derived")
