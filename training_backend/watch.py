@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training_backend.config import RunConfig
-from training_backend.engine.rundir import RunDirectory
+from training_backend.engine.rundir import RunDirectory, located
 from training_backend.errors import ConfigError
 from training_backend.jobs.launcher import launch, stop
 from training_backend.jobs.monitor import Monitor
@@ -50,7 +50,7 @@ def train(config: RunConfig, output: Path, *, detach: bool = False) -> RunReport
     output = Path(output)
     if (output / "run.json").exists():
         run = RunDirectory.open(output)
-        if run.config() != config:
+        if run.config() != located(config):
             raise ConfigError(
                 f"{output} holds a run with other settings.", "Choose another --output, or clone that run."
             )

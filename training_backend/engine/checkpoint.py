@@ -165,11 +165,11 @@ def _put(temporary: Path, target: Path) -> None:
 
 
 def _facts(path: Path, sync: bool = False) -> dict[str, Any]:
-    with open(path, "r+b" if sync else "rb") as stream:  # noqa: PTH123  a plain buffered file is what hashlib takes
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if sync:
-            os.fsync(stream.fileno())
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    if sync:
+        with path.open("r+b") as written:
+            os.fsync(written.fileno())
+    with path.open("rb") as stream:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def _disk_error(error: BaseException, target: Path) -> Exception | None:

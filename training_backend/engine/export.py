@@ -111,6 +111,8 @@ def _dice(work: Work, case: CaseRecord, prepared: Prepared, labels: npt.NDArray[
         truth = read_labels(work.dataset.source(case.label), key=case.label.key).array
     except DataError as error:  # the source was moved away: the stored labels stand in for it
         log.warning("%s", error)
+        if prepared.label is None:
+            return {}
         truth = prepared.restore_labels(prepared.label)
     result = {}
     for entry in work.dataset.info.classes:

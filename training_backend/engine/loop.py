@@ -18,7 +18,7 @@ from training_backend.engine.report import log
 from training_backend.engine.session import Session, roll_back, save
 from training_backend.engine.step import Outcome, optimise
 from training_backend.engine.validate import improves, validate
-from training_backend.errors import DataError
+from training_backend.errors import DataError, Med3dError
 from training_backend.tasks.base import Cancelled
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ def _report(session: Session, outcome: Outcome, clock: Clock) -> None:
         loader_s=clock.loader_s,
         memory_mb=work.runtime.memory_mb(),
         steps=work.total_steps,
+        best_score=progress.best_score,
         eta_s=clock.mean() * (work.total_steps - progress.step),
     )
     log.info("step %d/%d: loss %.5g, %.3f s", progress.step, work.total_steps, outcome.loss, clock.step_s)
@@ -195,7 +196,11 @@ def _epoch(session: Session) -> float:
 def _preview(session: Session) -> None:
     work = session.work
     if work.runtime.is_main:
-        written = write_preview(work, session.run.previews)
+        try:
+            written = write_preview(work, session.run.previews)
+        except (Med3dError, OSError, RuntimeError) as error:  # pictures are no reason to lose a run
+            session.report.warning(f"No pictures were written: {error}", "preview")
+            written = None
         if written is not None:
             folder, case = written
             session.report.event("preview", folder=folder.relative_to(session.run.path).as_posix(), case=case)

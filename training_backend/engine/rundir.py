@@ -48,7 +48,7 @@ class RunDirectory:
         if run.record_path.exists():
             raise RunError(f"{path} already holds a run.", "Choose another folder, or resume it.")
         run.control.mkdir(parents=True, exist_ok=True)
-        write_text(run.config_path, config.to_yaml())
+        write_text(run.config_path, located(config).to_yaml())
         write_json(
             run.record_path,
             {
@@ -139,3 +139,12 @@ class RunDirectory:
         except (OSError, ValueError):
             return None
         return value
+
+
+def located(config: RunConfig) -> RunConfig:
+    """`config` whose dataset and weights are found from any working directory."""
+    weights = Path(config.weights)
+    changes: dict[str, Any] = {"data": {"dataset": Path(config.data.dataset).resolve()}}
+    if config.weights and weights.exists():
+        changes["weights"] = str(weights.resolve())
+    return config.updated(changes)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from training_backend.config import EngineConfig
-from training_backend.errors import ResourceError
+from training_backend.errors import ConfigError, ResourceError
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _BUCKET = 1 << 24
@@ -186,6 +186,8 @@ def _accelerator(name: str) -> tuple[str, Any]:
 
 
 def _precision(wanted: str, accelerator: str) -> str:
+    if wanted == "fp16" and accelerator == "cpu":
+        raise ConfigError("The precision fp16 needs a GPU, but the run is on the CPU.", "Choose auto, fp32 or bf16.")
     if wanted != "auto":
         return wanted
     if accelerator == "cpu":

@@ -10,6 +10,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ STALE_S = 60.0
 """A run of another machine whose heartbeat is older than this cannot be reached."""
 START_S = 60.0
 """A process that has not announced itself this long after its start is lost."""
-TAIL_BYTES = 1 << 18
+TAIL_BYTES = 1 << 16
 
 _TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "queued": ("Waits for its turn.", ("start", "stop", "clone", "delete")),
@@ -149,7 +150,7 @@ def summary(run: RunDirectory | Path) -> RunSummary:
         alive=alive,
         started=record.get("started"),
         ended=record.get("ended"),
-        **progress(last_events(run.events_path), running=alive),
+        **_progress(run.events_path, running=alive),
     )
 
 
@@ -171,6 +172,24 @@ def delete(run: RunDirectory) -> None:
     shutil.rmtree(grave, ignore_errors=True)
 
 
+def _progress(path: Path, running: bool) -> dict[str, Any]:
+    """`progress` after the last events, without what only a living run can promise."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return {}
+    found = dict(_progress_at(path, facts.st_size, facts.st_mtime_ns))
+    if not running:
+        found.pop("eta_s", None)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _progress_at(path: Path, size: int, modified: int) -> dict[str, Any]:
+    """`progress` of a file that is read again only when its size or time has changed."""
+    return progress(last_events(path))
+
+
 def last_events(path: Path, size: int = TAIL_BYTES) -> list[dict[str, Any]]:
     """Whole events within the last `size` bytes of an events file."""
     try:
@@ -185,7 +204,7 @@ def last_events(path: Path, size: int = TAIL_BYTES) -> list[dict[str, Any]]:
     return parse_lines(block)[0]
 
 
-def progress(events: Iterable[Mapping[str, Any]], running: bool = True) -> dict[str, Any]:
+def progress(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """`step`, `steps`, `loss`, `score`, `eta_s` and `memory_mb` after `events`."""
     found: dict[str, Any] = {}
     for event in events:
@@ -198,8 +217,6 @@ def progress(events: Iterable[Mapping[str, Any]], running: bool = True) -> dict[
             found["score"] = event["best_score"]
         if event["type"] == "done":
             found["score"] = event.get("score")
-    if not running:
-        found.pop("eta_s", None)
     return found
 
 
