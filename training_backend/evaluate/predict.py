@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from training_backend.config.registry import task as find_task
-from training_backend.data.volume import Volume
+from training_backend.data.volume import Array, Volume
 from training_backend.errors import ConfigError, ResourceError
 from training_backend.tasks.base import Cancelled, Progress
 
@@ -32,15 +34,13 @@ PROBABILITY_BYTES = 2**31
 WINDOWS_AT_ONCE = 4
 """Windows per forward pass on a GPU to start with; fewer when its memory is short."""
 
-WRITABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-
 
 @dataclass(frozen=True)
 class VolumePrediction:
     """What a model says about one case.
 
     Attributes:
-        labels: class per voxel on the grid of the first volume given, or None for models of whole cases.
+        labels: class per voxel on the grid of the (first) contrast that the model looks at; None for models of whole cases.
         volumes_ml: volume of each class but background, by name.
         probabilities: one volume per class on request, on the same grid.
         values: for models of whole cases: probability by class name, or value by target name.
@@ -163,9 +163,9 @@ def predict_volumes(
     config = _with_wishes(loaded.config, overlap, flips)
     case = _Case(loaded, config, prepare(list(volumes), loaded.profile), progress)
     if config.task is not None and config.task.name == "segmentation":
-        return _segment(case, volumes[0], probabilities, _device(device))
+        return _segment(case, volumes, probabilities, _device(device))
     values, notes = _on_ladder(case, _device(device), _whole_case)
-    names = _names(loaded, len(values))
+    names = _value_names(loaded, len(values))
     return VolumePrediction(values=dict(zip(names, values.tolist(), strict=True)), notes=notes)
 
 
@@ -187,22 +187,31 @@ class _Rung:
     sentence: str = ""
 
 
-def _segment(case: _Case, native: Volume, probabilities: bool, device: torch.device) -> VolumePrediction:
-    names = _names(case.loaded)
-    voxels = max(math.prod(native.array.shape), math.prod(case.prepared.array.shape[1:]))
+def _segment(case: _Case, volumes: Sequence[Volume], probabilities: bool, device: torch.device) -> VolumePrediction:
+    from training_backend.tasks.segmentation import class_names
+
+    prepared, names = case.prepared, class_names(case.config)
+    voxels = max(math.prod(prepared.native.shape), math.prod(prepared.geometry.shape))
     maps = probabilities or 4 * len(names) * voxels <= PROBABILITY_BYTES
-    found, notes = _on_ladder(case, device, _probabilities if maps else _labels)
-    array = case.prepared.restore_labels(found.numpy())
-    labels = native.with_array(
-        array, name=f"{native.name} segmentation", meta={"classes": dict(enumerate(names)), "kind": "labels"}
-    )
-    voxel_ml = math.prod(native.geometry.spacing_mm) / 1000
-    volumes_ml = {name: float((array == index).sum()) * voxel_ml for index, name in enumerate(names) if index}
-    drawn = []
-    for index, name in enumerate(names if probabilities else ()):
-        restored = case.prepared.restore(found[index].float().numpy())
-        drawn.append(native.with_array(restored, name=name, meta={"class": name, "kind": "probability"}))
-    return VolumePrediction(labels, volumes_ml, tuple(drawn), notes=notes)
+    result, notes = _on_ladder(case, device, _probabilities if maps else _labels)
+    found = result.numpy()
+    seen = next((v for v in volumes if v.geometry.same_grid(prepared.native)), volumes[0])
+    kept = {"nifti": seen.meta["nifti"]} if "nifti" in seen.meta else {}
+
+    def drawn(array: Array, name: str, **meta: Any) -> Volume:
+        return Volume(array, prepared.native, seen.modality, name, {**kept, **meta})
+
+    array = prepared.restore_labels(found)
+    table = {str(index): name for index, name in enumerate(names)}
+    labels = drawn(array, f"{seen.name} segmentation", kind="labels", class_names=table)
+    voxel_ml = math.prod(prepared.native.spacing_mm) / 1000
+    counts = np.bincount(array.ravel(), minlength=len(names))
+    volumes_ml = {name: int(counts[index]) * voxel_ml for index, name in enumerate(names) if index}
+    shares = [
+        drawn(prepared.restore(found[index], fill=float(index == 0)), name, kind="probability")
+        for index, name in enumerate(names if probabilities else ())
+    ]
+    return VolumePrediction(labels, volumes_ml, tuple(shares), notes=notes)
 
 
 def _probabilities(case: _Case, rung: _Rung) -> Tensor:
@@ -210,7 +219,7 @@ def _probabilities(case: _Case, rung: _Rung) -> Tensor:
     from training_backend.tasks.segmentation import predictor
 
     volume, tiling = _tiled(case, rung)
-    return predict_probabilities(predictor(case.loaded.module, case.config), volume, tiling, case.progress).float()
+    return predict_probabilities(predictor(case.loaded.module, case.config), volume, tiling, case.progress)
 
 
 def _labels(case: _Case, rung: _Rung) -> Tensor:
@@ -229,7 +238,7 @@ def _tiled(case: _Case, rung: _Rung) -> tuple[Tensor, Tiling]:
 
 
 def _whole_case(case: _Case, rung: _Rung) -> Tensor:
-    assert case.config.task is not None  # noqa: S101  checked by the caller
+    assert case.config.task is not None  # checked by the caller
     task = find_task(case.config.task.name)
     return task.predict(case.loaded.module, case.config, _input(case).to(rung.device), case.progress).float().cpu()
 
@@ -311,16 +320,12 @@ def _with_wishes(config: RunConfig, overlap: float | None, flips: bool) -> RunCo
     return config.updated({"task": wishes | ({"test_flips": True} if flips else {})})
 
 
-def _names(loaded: LoadedModel, count: int = 0) -> list[str]:
-    """Class or target names in the order of the outputs: the configuration's, or the card's."""
-    given = list(getattr(loaded.config.task, "classes", ()) or ())
-    if not given:
-        table = {int(entry["index"]): str(entry["name"]) for entry in loaded.card.get("classes", ())}
-        given = [table.get(i, "background" if i == 0 else f"unused {i}") for i in range(max(table, default=-1) + 1)]
-    if count and len(given) != count:
-        targets = [str(name) for name in loaded.card.get("target_names", ())]
-        given = targets if len(targets) == count else [f"value {index}" for index in range(count)]
-    return given
+def _value_names(loaded: LoadedModel, count: int) -> list[str]:
+    """Names of the outputs of a model of whole cases: the configuration's, the card's, or numbers."""
+    for names in (getattr(loaded.config.task, "class_names", ()), loaded.card.get("target_names", ())):
+        if len(names) == count:
+            return [str(name) for name in names]
+    return [f"value {index}" for index in range(1, count + 1)]
 
 
 def _part(progress: Progress | None, index: int, count: int) -> Progress | None:
@@ -330,9 +335,11 @@ def _part(progress: Progress | None, index: int, count: int) -> Progress | None:
 
 
 def _write(found: VolumePrediction, source: Path, output: Path) -> Prediction:
-    from training_backend.data.write import write_volume
+    from training_backend.data.facts import scan_name, suffix_of
+    from training_backend.data.write import WRITABLE, write_volume
 
-    stem, suffix = _split_name(source)
+    stem = source.name if source.is_dir() else scan_name(source)
+    suffix = suffix_of(source) if suffix_of(source) in WRITABLE else ".nii.gz"
     common: dict[str, Any] = {"volumes_ml": found.volumes_ml, "values": found.values, "notes": found.notes}
     if found.labels is None:
         return Prediction(source, _add_row(output / "predictions.csv", source, found.values), **common)
@@ -342,14 +349,6 @@ def _write(found: VolumePrediction, source: Path, output: Path) -> Prediction:
         for index, volume in enumerate(found.probabilities)
     ]
     return Prediction(source, path, tuple(maps), **common)
-
-
-def _split_name(source: Path) -> tuple[str, str]:
-    """Name without its suffix, and the suffix to write with."""
-    for suffix in WRITABLE:
-        if source.name.lower().endswith(suffix):
-            return source.name[: -len(suffix)], suffix
-    return (source.name if source.is_dir() else source.stem), ".nii.gz"
 
 
 def _free(folder: Path, stem: str, suffix: str) -> Path:

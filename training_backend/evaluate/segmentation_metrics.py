@@ -174,13 +174,14 @@ def _surface(
     if not found.any() or not real.any():
         return diagonal, 0.0
     import torch
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_dice import compute_surface_dice
 
     box = _bounding_box(found | real)
-    pair = [torch.from_numpy(np.pad(mask[box], 1))[None, None] for mask in (found, real)]
-    common: dict[str, Any] = {"include_background": True, "spacing": list(spacing_mm)}
-    hd95 = compute_hausdorff_distance(*pair, percentile=95, **common)
-    nsd = compute_surface_dice(*pair, class_thresholds=[tolerance_mm], **common)
+    one, other = (torch.from_numpy(np.pad(mask[box], 1))[None, None] for mask in (found, real))
+    spacing = list(spacing_mm)
+    hd95 = compute_hausdorff_distance(one, other, include_background=True, percentile=95, spacing=spacing)
+    nsd = compute_surface_dice(one, other, [tolerance_mm], include_background=True, spacing=spacing)
     return float(hd95), float(nsd)
 
 

@@ -69,7 +69,7 @@ def predict_probabilities(
             dtype = torch.float16 if bytes_needed > HALF_PRECISION_FROM else torch.float32
             result = torch.empty((slab.shape[0], *shape), dtype=dtype)
         result[:, first : first + slab.shape[1]] = slab.to("cpu", result.dtype)
-    assert result is not None  # noqa: S101  a volume has at least one slab
+    assert result is not None  # a volume has at least one slab
     return result
 
 
@@ -80,7 +80,7 @@ def predict_labels(predictor: Predictor, volume: Tensor, tiling: Tiling, progres
         if result is None:
             result = torch.empty(tuple(volume.shape[2:]), dtype=torch.uint8 if slab.shape[0] <= 256 else torch.int16)
         result[first : first + slab.shape[1]] = slab.argmax(0).to("cpu", result.dtype)
-    assert result is not None  # noqa: S101  a volume has at least one slab
+    assert result is not None  # a volume has at least one slab
     return result
 
 
@@ -146,7 +146,7 @@ class _Slab:
 
     def finish(self, count: int) -> Tensor:
         """Mean over windows of the first `count` slices; the others move up for the next row of windows."""
-        assert self.sums is not None  # noqa: S101  every row has at least one window
+        assert self.sums is not None  # every row has at least one window
         done = self.sums[:, :count] / self.weights[:count]
         for tensor in (self.sums.movedim(1, 0), self.weights):
             rest = tensor[count:].clone()

@@ -9,6 +9,7 @@ product instead of a chain of transposed convolutions; and features are added to
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
@@ -59,7 +60,7 @@ class Unetr(nn.Module):
         self.down = nn.ModuleList(_stage(*pair) for pair in zip(inputs, channels, strides, strict=False))
         self.fuse = nn.ModuleDict(_fusions(encoder, channels, stem_stride))
         self.bottom = ConvUnit(channels[-1], channels[-1])
-        steps = list(zip(channels[:-1], channels[1:], strict=True))
+        steps = list(itertools.pairwise(channels))
         self.up = nn.ModuleList(nn.ConvTranspose3d(coarse, fine, 2, 2) for fine, coarse in steps)
         self.join = nn.ModuleList(ConvUnit(2 * fine, fine) for fine, _ in steps)
         self.head = _head(channels[0], classes, stem_stride)
@@ -69,7 +70,8 @@ class Unetr(nn.Module):
     def forward(self, volume: Tensor) -> tuple[Tensor, ...]:
         """Logits of `volume` [B, C, D, H, W]: [B, K, D, H, W], then coarser ones if training with deep supervision."""
         levels = self._levels(pad_to_patch(volume, self.encoder.patch_size))  # type: ignore[arg-type]
-        x, decoded = levels[-1], []
+        x = levels[-1]
+        decoded: list[Tensor] = []
         for level in reversed(range(len(self.up))):
             skip = levels[level]
             x = self.join[level](torch.cat([_cut(self.up[level](x), skip), skip], dim=1))

@@ -1,4 +1,4 @@
-"""Segmentation: a class for every voxel, from an encoder, a convolutional path of its own, and Dice plus cross-entropy."""
+"""Segmentation: a class for every voxel, learnt with Dice plus cross-entropy."""
 
 from __future__ import annotations
 
@@ -162,12 +162,12 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
     labels = batch.labels if batch.padding is None else batch.labels.masked_fill(batch.padding, UNLABELLED)
     outputs = network(batch.volume)
     pairs = [dice_ce(logits, _at_size(labels, logits.shape[2:])) for logits in outputs]
-    weights = [0.5**level for level in range(len(pairs))]
-    total = sum(weight * (dice + entropy) for weight, (dice, entropy) in zip(weights, pairs, strict=True))
     dice, entropy = pairs[0]
-    return StepOutput(
-        loss=total / sum(weights), scalars={"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
-    )
+    total, weight = dice + entropy, 1.0
+    for level, (coarse_dice, coarse_entropy) in enumerate(pairs[1:], start=1):
+        total = total + 0.5**level * (coarse_dice + coarse_entropy)
+        weight += 0.5**level
+    return StepOutput(loss=total / weight, scalars={"dice_loss": dice.detach(), "cross_entropy": entropy.detach()})
 
 
 def predict(network: nn.Module, config: RunConfig, volume: Tensor, progress: Progress | None = None) -> Tensor:
