@@ -115,7 +115,7 @@ def test_both_orientations_of_a_nifti_are_restored(codes, tmp_path) -> None:
     write_volume(read_volume(tmp_path / "in.nii.gz"), tmp_path / "out.nii.gz")
     before, after = (nib.load(tmp_path / name).header for name in ("in.nii.gz", "out.nii.gz"))
     for field in ("sform_code", "qform_code", "pixdim", "srow_x", "srow_z", "quatern_b", "qoffset_y", "xyzt_units"):
-        assert np.array_equal(before[field], after[field]) or field.startswith("srow") and codes[0] == 0, field
+        assert np.array_equal(before[field], after[field]) or (field.startswith("srow") and codes[0] == 0), field
     assert bytes(after["descrip"]).strip(b"\0") == b"", "free text may name people"
 
 

@@ -102,7 +102,10 @@ def _contrasts(series: Series) -> tuple[list[tuple[str, list[Frame]]], list[str]
             return [(f"{tag} {name}", [frames[where] for where in groups[name]]) for name in names], warnings
     kept = [frames[i] for i in np.flatnonzero(fresh)]
     left_out = len(frames) - len(kept)
-    return [("", kept)], [*warnings, f"{left_out} slices lie where another one lies; the first of each was kept."]
+    return [("", kept)], [
+        *warnings,
+        f"Slices lying where another one lies: {left_out}. The first of each place was kept.",
+    ]
 
 
 def _unique(frames: Iterable[Frame]) -> tuple[list[Frame], list[str]]:
@@ -116,7 +119,7 @@ def _unique(frames: Iterable[Frame]) -> tuple[list[Frame], list[str]]:
             continue
         seen.add(identity)
         kept.append(frame)
-    return kept, [f"{copies} slices are copies of another one and were left out."] if copies else []
+    return kept, [f"Copies of other slices that were left out: {copies}."] if copies else []
 
 
 def _numeric(text: str) -> tuple[float, str]:

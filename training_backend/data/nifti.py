@@ -117,6 +117,8 @@ def _shape(path: Path, header: nib.Nifti1Header) -> tuple[Shape, int]:
     dimensions += [1] * (3 - len(dimensions))
     if len(dimensions) == 5 and dimensions[3] == 1:  # NIfTI keeps vectors on the fifth axis
         del dimensions[3]
+        if dimensions[3] in (3, 4) and _dtype(path, header) == np.uint8:
+            raise _colour(path)
     if len(dimensions) > 4:
         found = " x ".join(map(str, header.get_data_shape()))
         raise DataError(
@@ -132,14 +134,16 @@ def _dtype(path: Path, header: nib.Nifti1Header) -> np.dtype[Any]:
     except (HeaderDataError, KeyError) as error:
         raise DataError(f"{path.name} stores numbers of an unknown type.", "Export the scan again.") from error
     if dtype.fields is not None:
-        raise DataError(
-            f"{path.name} is a colour image (RGB); one number per voxel is expected.", "Export grey values."
-        )
+        raise _colour(path)
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise DataError(
             f"{path.name} stores {dtype.name} numbers; real integers or floats are expected.", "Convert it."
         )
     return dtype
+
+
+def _colour(path: Path) -> DataError:
+    return DataError(f"{path.name} is a colour image (RGB); one number per voxel is expected.", "Export grey values.")
 
 
 def _offset(header: nib.Nifti1Header) -> int:

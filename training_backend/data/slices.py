@@ -107,7 +107,7 @@ def _slots(depth: Floats) -> tuple[npt.NDArray[np.int_], list[str]]:
     if not absent:
         return slots, []
     places = ", ".join(f"{depth[i]:.1f} and {depth[i + 1]:.1f} mm" for i in np.flatnonzero(whole > 1)[:5])
-    return slots, [f"{absent} slices are missing (between {places}); their places are filled with the lowest value."]
+    return slots, [f"Slices are missing: {absent}, between {places}. Their places hold the lowest value."]
 
 
 def _step(positions: Floats, slots: npt.NDArray[np.int_], direction: Floats) -> tuple[Floats, list[str]]:
