@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -155,6 +156,8 @@ def _view(output: Path, new_case: tuple[Path, Path], prediction: Path, *, headle
     folder = output / "screenshots"
     if headless:
         command += ["--screenshots", str(folder)]
+        if not os.environ.get("DISPLAY") and shutil.which("xvfb-run"):
+            command = ["xvfb-run", "-a", "-s", "-screen 0 1280x800x24 +extension GLX", *command]
     environment = {**os.environ, "MED3DSSL_RUNS": str(output / "runs")}
     result = subprocess.run(command, env=environment, capture_output=headless, text=True, check=False)
     if result.returncode != 0:
