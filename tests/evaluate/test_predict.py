@@ -64,7 +64,7 @@ def scan(shape: tuple[int, int, int] = (20, 33, 27), degrees: float = 12.0) -> t
     affine[:3, 3] = [17.0, -40.0, 8.5]
     geometry = Geometry(affine, (shape[2], shape[1], shape[0]))
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in geometry.shape), indexing="ij"), -1)
-    radius = np.linalg.norm(grid + [0.1, 0.05, -0.15], axis=-1)
+    radius = np.linalg.norm(grid + np.array([0.1, 0.05, -0.15]), axis=-1)
     labels = np.where(radius < 0.4, 2, np.where(radius < 0.75, 1, 0)).astype(np.uint8)
     values = np.array([5, 50, 95], np.int16)[labels]
     return Volume(values, geometry, "MR", "scan"), labels

@@ -40,7 +40,7 @@ class VolumePrediction:
     """What a model says about one case.
 
     Attributes:
-        labels: class per voxel on the grid of the (first) contrast that the model looks at; None for models of whole cases.
+        labels: class per voxel on the grid of the first contrast that the model looks at; None for whole-case models.
         volumes_ml: volume of each class but background, by name.
         probabilities: one volume per class on request, on the same grid.
         values: for models of whole cases: probability by class name, or value by target name.
