@@ -7,7 +7,6 @@ in ``Volume.warnings``; what is unusable is a `DataError`, a `GeometryError` or 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +26,7 @@ _MODULES = {
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
     **dict.fromkeys((".h5", ".hdf5", ".npz", ".npy"), "arrays"),
 }
-_LOOK_AT = 200  # files opened at most to find out whether a folder holds DICOM
+_LOOK_AT = 2000  # entries of a folder looked at to find out whether it holds DICOM
 
 
 def read_volumes(path: Path | str, *, key: str = "", series: str = "") -> list[Volume]:
@@ -130,14 +129,11 @@ def _module(path: Path) -> ModuleType:
 def _is_dicom(path: Path) -> bool:
     """A DICOM file by its mark, or a folder with one among its first files."""
     if path.is_dir():
-        return any(_has_mark(file) for file in islice(_files(path), _LOOK_AT))
+        first = islice(path.rglob("*"), _LOOK_AT)
+        return any(_has_mark(file) for file in first if file.is_file() and suffix_of(file) not in _MODULES)
     return (
         suffix_of(path) not in _MODULES and path.is_file() and (_has_mark(path) or suffix_of(path) in (".dcm", ".ima"))
     )
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (file for file in folder.rglob("*") if file.is_file() and suffix_of(file) not in _MODULES)
 
 
 def _has_mark(path: Path) -> bool:
