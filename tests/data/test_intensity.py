@@ -77,7 +77,7 @@ def test_constant_images_and_wrong_windows():
     flat = np.full((1, 3, 3, 3), 7.0, np.float32)
     for profile in ("auto", "percentile", "zscore"):
         assert np.isfinite(normalise(flat, [statistics(flat)], IntensityConfig(profile=profile))).all()
-    with pytest.raises(ConfigError, match="ends at 10.0, not above its start 50.0"):
+    with pytest.raises(ConfigError, match="not above its start"):
         normalise(flat, [statistics(flat)], IntensityConfig(profile="window", low=50, high=10))
 
 
