@@ -88,7 +88,7 @@ class ExplorePanel(QWidget):
     @property
     def busy(self) -> bool:
         """Whether the model process works for this panel."""
-        return self._job is not None and self._job.running
+        return self._job is not None
 
     def ask(self, op: str, then: Callable[[dict[str, Any]], None], doing: str, **params: Any) -> None:
         """Send a request for the present scan and model, show how it goes, and hand its values to `then`."""
@@ -108,7 +108,7 @@ class ExplorePanel(QWidget):
             failed=lambda sentence: self.notice.say("error", sentence),
             cancelled=lambda: self.notice.say("info", "Cancelled; nothing was changed."),
             progressed=self._show_progress,
-            ended=self._refresh,
+            ended=self._on_ended,
         )
         self._refresh()
 
@@ -118,8 +118,9 @@ class ExplorePanel(QWidget):
 
     def cancel(self) -> None:
         """Stop what the model process does."""
-        if self.busy:
+        if self._job is not None:
             self.notice.say("busy", "Stopping…")
+            self._job.stop()  # for a request that is still to be sent
             self.state.client.cancel()
 
     def choose_file(self) -> None:
@@ -180,6 +181,10 @@ class ExplorePanel(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(page)
+
+    def _on_ended(self) -> None:
+        self._job = None
+        self._refresh()
 
     def _finish(self, then: Callable[[dict[str, Any]], None], values: dict[str, Any]) -> None:
         self.notice.clear()

@@ -251,10 +251,10 @@ class MaskingSection(ExploreSection):
         self._maps.show([{**picture, "follow": first, "facts": {"derived": True}} for picture in values["pictures"]])
         mask = self._maps["mask"]
         if first:
+            if mask is not None:
+                mask.visible = False
             self._maps.link_contrast()
             self._maps.to_grid()
-        if mask is not None:
-            mask.visible = False
         self.grid_button.setEnabled(True)
         self.error.setText(
             f"Mean absolute error in hidden patches: {values['error']:.3g} {values['unit']}.".replace(" .", ".")

@@ -102,6 +102,18 @@ def test_cancel_from_another_thread_ends_the_request_but_not_the_child(client: S
     assert not client.busy
 
 
+def test_a_progress_function_that_raises_cancels_the_request(client: ServeClient) -> None:
+    def progress(share: float, text: str) -> None:
+        if share > 0.002:
+            raise Cancelled
+
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        client.request("wait", seconds=30, progress=progress)
+    assert client.request("echo", a=1) == {"a": 1}
+    assert time.monotonic() - started < 10
+
+
 def test_a_child_deaf_to_cancel_is_killed(client: ServeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "CANCEL_GRACE_S", 0.3)
     threading.Timer(0.5, client.cancel).start()

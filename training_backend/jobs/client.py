@@ -27,7 +27,7 @@ __all__ = ["Cancelled", "Result", "ServeClient"]
 Result = dict[str, Any]
 """Values of an answered request; arrays are copy-on-write memory maps."""
 Callback = Callable[[float, str], None]
-"""Told the share done (0..1) and what is being done."""
+"""Told the share done (0..1) and what is being done; what it raises cancels the request."""
 
 COMMAND = (sys.executable, "-m", "training_backend", "serve")
 CANCEL_GRACE_S = 10.0
@@ -119,22 +119,29 @@ class ServeClient:
                 path.unlink(missing_ok=True)
 
     def _listen(self, child: _Child, identity: int, progress: Callback | None) -> Result:
+        stopped: Exception | None = None
         while True:
             message = child.receive()
             if message.get("id") != identity:
                 continue  # the rest of a request whose caller is gone
-            if message["type"] == "progress" and progress is not None:
-                progress(float(message["share"]), str(message["text"]))
             if message["type"] in ENDINGS:
                 break
+            if progress is not None and stopped is None:
+                try:
+                    progress(float(message["share"]), str(message["text"]))
+                except Exception as error:  # noqa: BLE001  the caller gets it once the child has stopped
+                    stopped = error
+                    child.send({"op": "cancel", "id": identity})
+        values: Result = decode(message.get("values", {}), child.folder)
+        for path in array_files(message.get("values"), child.folder):
+            with contextlib.suppress(PermissionError):  # Windows keeps mapped files until the folder is removed
+                path.unlink(missing_ok=True)
+        if stopped is not None:
+            raise stopped
         if message["type"] == "cancelled":
             raise Cancelled
         if message["type"] == "error":
             raise error_from(message)
-        values: Result = decode(message["values"], child.folder)
-        for path in array_files(message["values"], child.folder):
-            with contextlib.suppress(PermissionError):  # Windows keeps mapped files until the folder is removed
-                path.unlink(missing_ok=True)
         return values
 
     def _living_child(self) -> _Child:

@@ -1,0 +1,379 @@
+"""The Explore panel in a real viewer, with a real model process and a real (untrained) model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QAbstractSlider, QLabel, QPushButton, QScrollBar, QWidget
+
+from napari_med3dssl import _compat, _work
+from napari_med3dssl._layers import add, geometry_of, labels_layer, volume_layer
+from napari_med3dssl._state import State, state_of
+from napari_med3dssl._widgets import Section
+from napari_med3dssl.explore import EMPTY_MODEL, EMPTY_SCAN, ExplorePanel
+from napari_med3dssl.explore_maths import token_at
+from training_backend.config.presets import pretrain_config
+from training_backend.config.registry import method
+from training_backend.data.phantoms import Phantom, oblique, thorax_ct
+from training_backend.data.prepare import InputProfile
+from training_backend.jobs.client import ServeClient
+
+pytestmark = pytest.mark.gl
+
+SIZE = (16, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A freshly initialised network, saved like the result of a run."""
+    import torch
+
+    from training_backend.weights.save import save_model
+
+    torch.manual_seed(0)
+    changes = {"data": {"size": SIZE}, "method": {"patch_size": (4, 4, 4), "depth": 2, "decoder_depth": 1}}
+    config = pretrain_config("mae3d", "tiny", Path(), changes)
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    profile = InputProfile(size=SIZE, crop_body=False).model_dump(mode="json")
+    card = {"kind": "pretrain", "config": config.model_dump(mode="json"), "profile": profile}
+    save_model(folder, method("mae3d").build(config), card)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return thorax_ct(3, (19, 34, 26))
+
+
+@pytest.fixture(scope="module")
+def client(repository: Path) -> Iterator[ServeClient]:
+    """One model process for all tests, which saves starting torch each time."""
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(repository), str(repository / "src"), before])
+    client = ServeClient("cpu")
+    yield client
+    client.close()
+    os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture
+def state(
+    make_napari_viewer: Callable[..., Any], client: ServeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[State]:
+    monkeypatch.setenv("MED3DSSL_RUNS", str(tmp_path / "runs"))
+    state = state_of(make_napari_viewer(show=True))
+    state._client = client
+    yield state
+    _work.wait_all()
+
+
+@pytest.fixture
+def panel(state: State, qtbot: Any) -> Iterator[ExplorePanel]:
+    panel = ExplorePanel(state)
+    dock = state.viewer.window.add_dock_widget(panel, name="Explore", area="right")
+    qtbot.waitUntil(lambda: not _work._running)
+    yield panel
+    panel.similarity.leave()
+    state.viewer.window.remove_dock_widget(dock)
+
+
+@pytest.fixture
+def ready(panel: ExplorePanel, phantom: Phantom, model: str) -> ExplorePanel:
+    """Panel with a scan and a model chosen."""
+    add(panel.viewer, volume_layer(phantom.volume))
+    panel.state.model = model
+    return panel
+
+
+@pytest.fixture
+def computed(ready: ExplorePanel, qtbot: Any) -> ExplorePanel:
+    """Panel with features."""
+    ready.compute_button.click()
+    finish(ready, qtbot)
+    assert ready.features is not None, ready.notice.text
+    return ready
+
+
+def finish(panel: ExplorePanel, qtbot: Any) -> None:
+    """Wait for the model process to answer."""
+    qtbot.waitUntil(lambda: not panel.busy, timeout=60_000)
+
+
+def click(panel: ExplorePanel, voxel: tuple[int, int, int], *modifiers: str, drag_to: Any = None) -> None:
+    """A click on a voxel of the scan, as the canvas would announce it."""
+    viewer, layer = panel.viewer, panel.scan
+    event = SimpleNamespace(
+        type="mouse_press",
+        button=1,
+        modifiers=[SimpleNamespace(name=name) for name in modifiers],
+        position=layer.data_to_world(voxel),
+        dims_displayed=list(viewer.dims.displayed),
+        view_direction=None,
+        handled=False,
+    )
+    generators = [callback(viewer, event) for callback in viewer.mouse_drag_callbacks]
+    for step in (drag_to, None) if drag_to else (None,):
+        for generator in generators:
+            next(generator, None)
+        event.type = "mouse_move" if step else "mouse_release"
+        event.position = layer.data_to_world(step or voxel)
+    for generator in generators:
+        next(generator, None)
+
+
+def similarity_of(panel: ExplorePanel) -> Any:
+    return panel.viewer.layers["similarity"]
+
+
+def test_first_run_says_what_to_do(panel: ExplorePanel, phantom: Phantom) -> None:
+    assert panel.notice.text == EMPTY_SCAN
+    assert not panel.compute_button.isEnabled()
+    add(panel.viewer, volume_layer(phantom.volume))
+    assert panel.notice.text == EMPTY_MODEL
+    assert not panel.masking.body.isEnabled()
+
+
+def test_scans_are_offered_and_our_own_maps_are_not(computed: ExplorePanel, phantom: Phantom) -> None:
+    viewer = computed.viewer
+    add(viewer, labels_layer(phantom.labels.array, phantom.labels.geometry, "organs", phantom.classes))
+    viewer.add_image(np.zeros((4, 5, 6)), name="foreign", units="mm", axis_labels=("z", "y", "x"))
+    computed.embedding.show_map()
+    names = [computed.scan_box.itemText(index) for index in range(computed.scan_box.count())]
+    assert names == [phantom.volume.name, "foreign (geometry from the layer)"]
+    viewer.layers.remove(computed.scan)
+    assert computed.scan.name == "foreign"
+    assert computed.features is None
+
+
+def test_finished_runs_and_files_are_models(panel: ExplorePanel, model: str, qtbot: Any, tmp_path: Path) -> None:
+    from training_backend.engine.rundir import RunDirectory
+
+    run = RunDirectory.create(tmp_path / "runs" / "läuft gut", pretrain_config("mae3d", "tiny", tmp_path))
+    unfinished = RunDirectory.create(tmp_path / "runs" / "unfinished", pretrain_config("mae3d", "tiny", tmp_path))
+    run.model_path.write_bytes(b"weights")
+    panel.state.runs_changed.emit()
+    qtbot.waitUntil(lambda: panel.model_box.count() == 1)
+    assert panel.model_box.itemText(0) == "läuft gut"
+    assert panel.state.model == str(run.path)
+    assert panel.model_box.findData(str(unfinished.path)) < 0
+    panel.state.model = model
+    assert panel.model_box.currentText() == "untrained"
+
+
+def test_features_then_similarity(computed: ExplorePanel) -> None:
+    assert "5 × 9 × 7 tokens of 192 numbers" in computed.notice.text
+    computed.similarity.pick_button.click()
+    voxel = (18, 33, 25)  # the corner where the patches reach beyond the scan
+    click(computed, voxel)
+    layer = similarity_of(computed)
+    features = computed.features
+    assert layer.data.shape == (5, 9, 7)
+    token = token_at(voxel, geometry_of(computed.scan), features.geometry)
+    assert token == (4, 8, 6)
+    assert layer.data[token] == pytest.approx(1, abs=1e-3) == layer.data.max()
+    drawn = np.floor(np.array(layer.world_to_data(computed.scan.data_to_world(voxel))) + 0.5)
+    assert tuple(drawn.astype(int)) == token
+    assert layer.units == computed.scan.units
+
+
+def test_every_voxel_lies_under_its_own_token_for_an_oblique_scan(
+    state: State, panel: ExplorePanel, model: str, qtbot: Any
+) -> None:
+    volume = oblique(2, (18, 21, 23)).volume
+    add(panel.viewer, volume_layer(volume))
+    state.model = model
+    panel.compute_features()
+    finish(panel, qtbot)
+    panel.similarity.pick_button.click()
+    click(panel, (0, 0, 0))
+    layer = similarity_of(panel)
+    for voxel in [(0, 0, 0), (17, 20, 22), (7, 11, 3), (12, 4, 16)]:
+        drawn = np.floor(np.array(layer.world_to_data(panel.scan.data_to_world(voxel))) + 0.5).astype(int)
+        assert tuple(drawn) == tuple(n // 4 for n in voxel)
+
+
+def test_seeds_add_exclude_drag_and_clear(computed: ExplorePanel) -> None:
+    section = computed.similarity
+    section.pick_button.click()
+    click(computed, (2, 2, 2))
+    one = similarity_of(computed).data.copy()
+    click(computed, (10, 20, 20), "Shift")
+    assert section.seeds_text.text() == "Like 2, unlike 0 picked."
+    click(computed, (16, 5, 20), "Control")
+    assert section.seeds_text.text() == "Like 2, unlike 1 picked."
+    assert not np.allclose(similarity_of(computed).data, one)
+    seeds = computed.viewer.layers[f"{computed.scan.name} · seeds"]
+    assert list(seeds.features["kind"]) == ["like this", "like this", "unlike this"]
+    assert len({str(symbol) for symbol in seeds.symbol}) == 2
+    click(computed, (10, 20, 20), drag_to=(2, 2, 2))  # a plain click starts anew, dragging moves the seed
+    assert section.seeds_text.text() == "Like 1, unlike 0 picked."
+    np.testing.assert_allclose(similarity_of(computed).data, one)
+    section.clear_button.click()
+    assert "similarity" not in computed.viewer.layers
+    assert len(computed.viewer.layers) == 1
+
+
+def test_only_picking_takes_clicks_and_the_mode_can_be_left(computed: ExplorePanel, qtbot: Any) -> None:
+    viewer, section = computed.viewer, computed.similarity
+    before = len(viewer.mouse_drag_callbacks)
+    window = viewer.window._qt_viewer.canvas.native
+    window.setFocus()
+    qtbot.keyClick(window, Qt.Key.Key_X, Qt.KeyboardModifier.AltModifier)
+    assert section.pick_button.isChecked()
+    assert viewer.cursor.style == "cross"
+    banner = _compat.canvas_text(viewer, "med3dssl_pick", "bottom_center")
+    assert banner.visible
+    assert "Esc leaves" in banner.text
+    assert len(viewer.mouse_drag_callbacks) == before + 1
+    qtbot.keyClick(window, Qt.Key.Key_Escape)
+    assert not section.pick_button.isChecked()
+    assert not banner.visible
+    assert viewer.cursor.style == "standard"
+    assert len(viewer.mouse_drag_callbacks) == before
+
+
+def test_in_3d_the_brightest_voxel_on_the_ray_is_picked(computed: ExplorePanel) -> None:
+    viewer, scan = computed.viewer, computed.scan
+    viewer.dims.ndisplay = 3
+    computed.similarity.pick_button.click()
+    z, y, x = 9, 16, 12
+    event = SimpleNamespace(
+        type="mouse_press",
+        button=1,
+        modifiers=[],
+        position=np.array(scan.data_to_world((z, y, x))),
+        dims_displayed=[0, 1, 2],
+        view_direction=np.array([0.0, 1.0, 0.0]),
+        handled=False,
+    )
+    for callback in viewer.mouse_drag_callbacks:
+        next(callback(viewer, event), None)
+    seed = computed.similarity._pick.seeds.positive[0]
+    assert (seed[0], seed[2]) == (z, x)
+    assert scan.data[seed] == scan.data[z, :, x].max()
+
+
+def test_contrast_and_labels(computed: ExplorePanel) -> None:
+    section = computed.similarity
+    section.pick_button.click()
+    click(computed, (9, 16, 12))
+    values = similarity_of(computed).data
+    np.testing.assert_allclose(similarity_of(computed).contrast_limits, np.percentile(values, [2, 98]), rtol=1e-5)
+    section.contrast.setValue((10, 50))
+    np.testing.assert_allclose(similarity_of(computed).contrast_limits, np.percentile(values, [10, 50]), rtol=1e-5)
+    section.threshold.setValue(0.5)
+    section.labels_button.click()
+    labels = computed.viewer.layers[f"{computed.scan.name} · similar"]
+    assert labels.data.shape == computed.scan.data.shape
+    assert labels.data[9, 16, 12] == 1
+    grid = geometry_of(computed.scan)
+    for voxel in [(0, 0, 0), (18, 33, 25), (5, 20, 11)]:
+        token = token_at(voxel, grid, computed.features.geometry)
+        assert labels.data[voxel] == (values[token] >= 0.5)
+    np.testing.assert_allclose(labels.scale, computed.scan.scale)
+
+
+def test_embedding_map(computed: ExplorePanel) -> None:
+    computed.embedding.show_button.click()
+    layer = computed.viewer.layers["embedding"]
+    assert layer.data.shape == (5, 9, 7, 3)
+    assert (layer.data[~computed.features.body] == 0).all()
+    assert "% of the variance" in computed.embedding.explained.text()
+    first = layer.data.copy()
+    computed.embedding.body_only.setChecked(False)
+    computed.embedding.show_button.click()
+    assert computed.viewer.layers["embedding"] is layer
+    assert not np.array_equal(layer.data, first)
+
+
+def test_masked_reconstruction_in_a_grid_of_four(ready: ExplorePanel, qtbot: Any) -> None:
+    viewer, section = ready.viewer, ready.masking
+    section.ratio.setValue(50)
+    section.show_button.click()
+    assert ready.busy
+    finish(ready, qtbot)
+    grid = _compat.grid(viewer)
+    assert grid.enabled
+    assert [layer.name for layer in viewer.layers if layer.visible] == ["original", "masked", "reconstruction", "error"]
+    assert grid.actual_shape(viewer.layers) == (2, 2)
+    original = viewer.layers["original"]
+    original.contrast_limits = (-500, 300)
+    assert list(viewer.layers["reconstruction"].contrast_limits) == [-500, 300]
+    assert list(viewer.layers["error"].contrast_limits) != [-500, 300]
+    assert "HU" in section.error.text()
+    masked = viewer.layers["masked"].data.copy()
+    section.new_button.click()
+    finish(ready, qtbot)
+    assert section.seed.value() == 1
+    assert not np.array_equal(viewer.layers["masked"].data, masked)
+    assert list(original.contrast_limits) == [-500, 300]  # kept: the user set it
+    section.grid_button.click()
+    assert not grid.enabled
+    assert [layer.name for layer in viewer.layers if layer.visible] == [ready.scan.name]
+
+
+def test_the_crop_follows_the_view(ready: ExplorePanel, qtbot: Any) -> None:
+    viewer, scan = ready.viewer, ready.scan
+    world = scan.data_to_world((17, 30, 24))
+    viewer.dims.set_point(range(3), world)
+    _compat.camera(viewer).center = world
+    ready.masking.reconstruct()
+    finish(ready, qtbot)
+    original = viewer.layers["original"]
+    inside = np.array(original.world_to_data(world))
+    assert ((inside >= -0.5) & (inside < 15.5)).all()
+
+
+def test_class_attention(ready: ExplorePanel, qtbot: Any) -> None:
+    ready.attention.show_button.click()
+    finish(ready, qtbot)
+    layer = ready.viewer.layers["attention"]
+    assert layer.data.shape == (5, 9, 7)
+    assert (ready.attention.block.maximum(), ready.attention.head.maximum()) == (2, 6)
+
+
+def test_a_request_can_be_cancelled(ready: ExplorePanel, qtbot: Any) -> None:
+    ready.compute_button.click()
+    assert not ready.compute_button.isEnabled()
+    assert ready.cancel_button.isVisible()
+    ready.cancel_button.click()
+    finish(ready, qtbot)
+    assert ready.notice.text == "Cancelled; nothing was changed."
+    assert ready.features is None
+    assert ready.compute_button.isEnabled()
+    assert not ready.cancel_button.isVisible()
+
+
+def test_errors_are_sentences_on_the_panel(ready: ExplorePanel, qtbot: Any, tmp_path: Path) -> None:
+    ready.state.model = str(tmp_path / "gone.pth")
+    ready.compute_button.click()
+    finish(ready, qtbot)
+    assert "gone.pth" in ready.notice.text
+    assert ready.compute_button.isEnabled()
+
+
+def test_nothing_is_cut_at_400_pixels_and_everything_has_a_name(computed: ExplorePanel, qtbot: Any) -> None:
+    for section in computed.findChildren(Section):
+        section.fold(False)
+    computed.setFixedWidth(400)
+    qtbot.wait(50)
+    for widget in computed.findChildren(QWidget):
+        if widget.isVisibleTo(computed) and widget.parent() is not None:
+            right = widget.mapTo(computed, widget.rect().topRight()).x()
+            assert right <= 400, (type(widget).__name__, widget.accessibleName())
+    for made in computed.findChildren(QPushButton):
+        if made.isVisibleTo(computed):
+            assert made.width() >= made.minimumSizeHint().width(), made.text()
+            assert made.text() or made.accessibleName()
+    for label in computed.findChildren(QLabel):
+        if label.isVisibleTo(computed) and label.wordWrap():
+            assert label.height() >= label.heightForWidth(label.width()), label.text()
+    for slider in computed.findChildren(QAbstractSlider):
+        assert slider.width() > 40 or isinstance(slider, QScrollBar) or not slider.isVisibleTo(computed)
