@@ -79,7 +79,13 @@ def test_without_a_card_the_cpu_build_is_right() -> None:
     ("name", "changes", "state", "text", "command"),
     [
         ("GPU", {"torch": TorchFacts("2.13.0+cu130", cuda="13.0")}, "bad", "cannot use", "cu126"),
-        ("GPU", {"torch": TorchFacts("2.13.0", "12.6", gpus=["X"], error="no kernel image")}, "bad", "no kernel", "cu126"),
+        (
+            "GPU",
+            {"torch": TorchFacts("2.13.0", "12.6", gpus=["X"], error="no kernel image")},
+            "bad",
+            "no kernel",
+            "cu126",
+        ),
         (
             "GPU",
             {"torch": TorchFacts("2.13.0+cpu"), "gpus": [replace(CARD, driver="470.1")]},

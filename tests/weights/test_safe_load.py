@@ -7,6 +7,7 @@ import collections
 import io
 import os
 import pickle
+import random
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from training_backend.errors import WeightsError
 from training_backend.weights.safe_load import load_tensors
@@ -165,6 +166,29 @@ def test_the_corpus_is_armed(tmp_path: Path, sentinel: Path) -> None:
     """The bombs go off when somebody opens them the unsafe way, so the test above proves something."""
     pickle.loads(pickle.dumps(Touch(sentinel)))
     assert sentinel.exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "old format", "safetensors"])
+def test_damage_anywhere_gives_tensors_or_a_sentence(kind: str, tmp_path: Path) -> None:
+    whole = {
+        "zip": _saved({"model": TENSORS, "args": argparse.Namespace(lr=1.0), "best": np.float64(1)}),
+        "old format": _saved(TENSORS, _use_new_zipfile_serialization=False),
+        "safetensors": save(TENSORS),
+    }[kind]
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    chance = random.Random(kind)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice([1, 2, 10])):
+            place = chance.randrange(len(damaged))
+            damaged[place : place + chance.choice([0, 1, 1, 1, 30])] = chance.randbytes(1)
+        path.write_bytes(damaged)
+        try:
+            load_tensors(path)
+        except WeightsError:
+            refused += 1
+    assert 30 < refused <= 150
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

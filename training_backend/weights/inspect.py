@@ -77,7 +77,8 @@ def inspect(source: str | Path, changes: Mapping[str, Any] | None = None) -> Ins
     path = locate(source)
     checkpoint = load_tensors(path)
     found = identify(checkpoint.tensors)
-    kind, config, notes = "", None, ()
+    kind, config = "", None
+    notes: tuple[str, ...] = ()
     try:
         opened = open_source(path, changes)
         found, kind, config, notes = opened.family.name, opened.kind, opened.config, opened.notes

@@ -11,7 +11,7 @@ import argparse
 import io
 import pickletools
 import re
-import tarfile
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +28,17 @@ WRAPPERS = ("model", "model_state", "state_dict", "model_state_dict", "net", "ne
 PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "encoder.")
 """Stripped, repeatedly, when every key begins with it."""
 
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    EOFError,
+    OSError,
+    struct.error,
+)
+"""What Python's reader raises for damaged archives."""
 MAX_MEMBERS = 200_000
 MAX_PICKLE = 64 * 2**20
 _MEMBER = re.compile(r"[^/]+/(data\.pkl|version|byteorder|data/\d+|\.\w+(/\w+)?)")
@@ -123,11 +134,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_torch(path: Path) -> Any:
     import torch
 
-    zipped = zipfile.is_zipfile(path)
+    with path.open("rb") as stream:
+        start = stream.read(512)
+    zipped = start.startswith(b"PK\x03\x04")  # what PyTorch goes by
     if zipped:
         _check_zip(path)
     else:
-        _check_legacy(path)
+        _check_legacy(path, start)
     with torch.serialization.safe_globals(_allowed()):
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -145,8 +158,8 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-        raise WeightsError(f"{path.name} is a damaged archive: {error}.", "Copy or download it again.") from error
+    except _ZIP_ERRORS as error:
+        raise WeightsError(f"{path.name} is damaged or truncated: {error}.", "Copy or download it again.") from error
     names = [member.filename for member in members]
     reason = ""
     if len(members) > MAX_MEMBERS:
@@ -167,11 +180,9 @@ def _check_zip(path: Path) -> None:
         raise WeightsError(f"{path.name} is not a plain PyTorch checkpoint: {reason}.", _TRUSTED_ONLY)
 
 
-def _check_legacy(path: Path) -> None:
+def _check_legacy(path: Path, start: bytes) -> None:
     """Refuse what is neither an archive nor a pickle: text, tar files of PyTorch 0.1, empty files."""
-    with path.open("rb") as stream:
-        start = stream.read(2)
-    if tarfile.is_tarfile(path):
+    if start[257:262] == b"ustar":
         raise WeightsError(f"{path.name} is a tar file of a PyTorch older than 0.2.", _TRUSTED_ONLY)
     if len(start) < 2 or start[0] != 0x80 or not 2 <= start[1] <= 5:
         raise WeightsError(
@@ -185,9 +196,12 @@ def _refused_names(path: Path, zipped: bool) -> list[str]:
     from torch._weights_only_unpickler import _get_allowed_globals, _get_user_allowed_globals
 
     if zipped:
-        with zipfile.ZipFile(path) as archive:
-            pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-            names = _named_in(io.BytesIO(archive.read(pickled))) if pickled else set()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+                names = _named_in(io.BytesIO(archive.read(pickled)))
+        except _ZIP_ERRORS:
+            return []  # damaged: there is nothing to name
     else:
         with path.open("rb") as stream:
             names = _named_in(stream)
