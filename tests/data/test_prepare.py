@@ -152,8 +152,8 @@ def test_labels_that_do_not_belong_are_refused():
     shifted = Geometry.from_spacing(geometry.shape, geometry.spacing_mm, (50.0, 0.0, 0.0))
     with pytest.raises(GeometryError, match="mm away from its image"):
         standardise([phantom.volume], Volume(phantom.labels.array, shifted), None, crop_body=True)
+    small = Volume(phantom.labels.array[:-1], geometry.cropped((0, 0, 0), (15, 24, 24)))
     with pytest.raises(GeometryError, match="Give the label map that was drawn on this image"):
-        small = Volume(phantom.labels.array[:-1], geometry.cropped((0, 0, 0), (15, 24, 24)))
         standardise([phantom.volume], small, None, crop_body=True)
     with pytest.raises(DataError, match="0 to 254 are expected"):
         standardise(

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -115,6 +115,8 @@ def predicted_bytes(cases: Iterable[CaseRecord], config: IngestConfig) -> int:
     for case in cases:
         for image in case.images:
             voxels = float(np.prod(image.shape)) if image.shape else 0.0
+            if voxels > config.max_voxels:
+                continue  # will be quarantined; headers can claim anything
             if config.spacing_mm is not None and image.spacing_mm is not None:
                 voxels *= float(np.prod(image.spacing_mm) / np.prod(config.spacing_mm))
             total += 2.2 * voxels + 65536
@@ -217,7 +219,9 @@ def _conclude(
     """Write manifest and quarantine list of what is there so far; what an earlier ingest stored stays."""
     kept = [result.case for result in results.values() if result.case is not None]
     kept += [case for id, case in earlier.items() if id not in results]
-    kept, doubles = without_doubles(kept)
+    kept, doubles = without_doubles(kept, described.given_splits)
+    for double in doubles:
+        shutil.rmtree(output / "store" / double.case, ignore_errors=True)
     quarantined = [*described.problems, *(r.refused for r in results.values() if r.refused is not None), *doubles]
     names = {entry.index: entry.name for entry in described.info.classes}
     values = {int(value) for case in kept for value in case.store.get("label", {}).get("values", {})}
@@ -257,22 +261,29 @@ def _earlier(described: Described, output: Path) -> dict[str, CaseRecord]:
     return dataset.records
 
 
-def without_doubles(cases: Sequence[CaseRecord]) -> tuple[list[CaseRecord], list[Quarantined]]:
+def without_doubles(
+    cases: Sequence[CaseRecord], given: Collection[str] = ()
+) -> tuple[list[CaseRecord], list[Quarantined]]:
     """Cases whose image contents appear once, and the others with the reason.
 
-    Of two in different splits the one for testing or validation stays, so that no score is measured on training data.
+    Of two that the source gave different splits, the one for testing or validation stays, so that no score is measured
+    on training data; else the one with a label map, and the first by id.
     """
     order = {"test": 0, "val": 1, "train": 2, "unlabelled": 3}
+
+    def rank(case: CaseRecord) -> tuple[int, bool, str]:
+        return (order[case.split] if case.id in given else 2, case.label is None, case.id)
+
     first: dict[tuple[str, str], CaseRecord] = {}
     kept, doubles = [], []
-    for case in sorted(cases, key=lambda case: (order[case.split], case.label is None, case.id)):
+    for case in sorted(cases, key=rank):
         contents = [(image.sha256, image.key) for image in case.images]
         twin = next((first[content] for content in contents if content in first), None)
         if twin is None:
             first |= dict.fromkeys(contents, case)
             kept.append(case)
             continue
-        across = twin.split != case.split
+        across = twin.split != case.split and twin.id in given
         reason = f"Its image is the same as that of case {twin.id}" + (f" in {twin.split}." if across else ".")
         path = case.images[0].path
         doubles.append(Quarantined(case.id, path, "leakage" if across else "duplicate", f"{reason} Keep one of them."))
@@ -287,26 +298,32 @@ def _all(cases: Sequence[CaseRecord], folder: Path, root: Path, config: IngestCo
             yield case.id, stow(folder, root, case, config)
         return
     left = {case.id: case for case in cases}
-    try:
-        for id, result in _in_pool(cases, folder, root, config, workers):
-            del left[id]
-            yield id, result
-    except BrokenProcessPool:
-        logger.warning("A reading process was killed; the %d cases left are read one at a time.", len(left))
-        for case in left.values():
-            yield case.id, _alone(case, folder, root, config)
+    alone = False
+    while left:
+        try:
+            for id, result in _in_pool(list(left.values()), folder, root, config, 1 if alone else workers, alone=alone):
+                del left[id]
+                yield id, result
+        except BrokenProcessPool:
+            if alone:  # then it was the case being read that did it
+                case = left.pop(next(iter(left)))
+                yield case.id, Stowed(None, _killed(case))
+            else:
+                logger.warning("A reading process was killed; the %d cases left are read one at a time.", len(left))
+            alone = True
 
 
 def _in_pool(
-    cases: Sequence[CaseRecord], folder: Path, root: Path, config: IngestConfig, workers: int
+    cases: Sequence[CaseRecord], folder: Path, root: Path, config: IngestConfig, workers: int, *, alone: bool
 ) -> Iterator[tuple[str, Stowed]]:
+    most = 1 if alone else workers + 1  # few in flight, so that stopping is quick
     context = multiprocessing.get_context("spawn")
     waiting = iter(cases)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool:
         running: dict[Future[Stowed], str] = {}
         try:
             while True:
-                for case in islice(waiting, workers + 1 - len(running)):  # few in flight, so that stopping is quick
+                for case in islice(waiting, most - len(running)):
                     running[pool.submit(stow, folder, root, case, config)] = case.id
                 if not running:
                     return
@@ -317,14 +334,10 @@ def _in_pool(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _alone(case: CaseRecord, folder: Path, root: Path, config: IngestConfig) -> Stowed:
-    try:
-        [(_, result)] = _in_pool([case], folder, root, config, 1)
-    except BrokenProcessPool:
-        path = case.images[0].path if case.images else ""
-        reason = "The process reading it was killed, most likely for want of memory. Crop or resample the scan first."
-        return Stowed(None, Quarantined(case.id, path, "too big", reason))
-    return result
+def _killed(case: CaseRecord) -> Quarantined:
+    path = case.images[0].path if case.images else ""
+    reason = "The process reading it was killed, most likely for want of memory. Crop or resample the scan first."
+    return Quarantined(case.id, path, "too big", reason)
 
 
 def _start() -> None:
@@ -334,5 +347,3 @@ def _start() -> None:
 def _size(case: CaseRecord) -> int:
     label = case.store.get("label")
     return int(sum(image["bytes"] for image in case.store["images"]) + (label["bytes"] if label else 0))
-
-
