@@ -26,7 +26,9 @@ OBLIQUE = np.array([[-1.9, 0.3, 0.1, 30], [0.3, 1.8, -0.4, -20], [0.0, 0.5, 2.9,
     [Geometry.from_spacing((11, 13, 17), (3.0, 1.0, 0.7), (5, -8, 100)), Geometry(OBLIQUE, (17, 13, 11))],
     ids=["aligned", "oblique"],
 )
-@pytest.mark.parametrize(("patch", "start"), [((4, 4, 4), (0, 0, 0)), ((2, 5, 3), (0, 0, 0)), ((4, 3, 8), (-3, -1, -6))])
+@pytest.mark.parametrize(
+    ("patch", "start"), [((4, 4, 4), (0, 0, 0)), ((2, 5, 3), (0, 0, 0)), ((4, 3, 8), (-3, -1, -6))]
+)
 def test_the_token_at_a_voxel_is_the_patch_it_was_cut_into(scan, patch, start):
     tokens = token_grid(scan, patch, start)
     for voxel in [(0, 0, 0), (10, 12, 16), (5, 6, 7), (7, 3, 8)]:

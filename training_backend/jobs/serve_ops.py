@@ -334,7 +334,7 @@ def _class_table(loaded: LoadedModel, labels: Volume | None) -> list[Values]:
         return []
     from training_backend.data.classes import class_table
 
-    names = {int(index): str(name) for index, name in labels.meta.get("classes", {}).items()}
+    names = {int(index): str(name) for index, name in labels.meta.get("class_names", {}).items()}
     return [entry.model_dump() for entry in class_table(list(names), names)]
 
 
