@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,8 @@ import torch
 from training_backend.config.registry import method
 from training_backend.engine import checkpoint, work
 from training_backend.engine.events import EventReader
-from training_backend.engine.worker import execute
+from training_backend.engine.rundir import RunDirectory
+from training_backend.engine.worker import RESERVE_BYTES, execute
 from training_backend.jobs import summary
 
 
@@ -154,15 +159,43 @@ class Disk:
         self._sync(descriptor)
 
 
-def test_full_disk_fails_with_a_sentence_keeps_checkpoints_and_resumes_when_there_is_room(pretrain, start, monkeypatch):
+@contextmanager
+def real_disk(folder: Path, size: int, wanted: bool) -> Iterator[bool]:
+    """A memory disk of `size` bytes at `folder` if `wanted` and the system permits it; says whether there is one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    possible = wanted and shutil.which("mount") is not None
+    mounted = possible and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_full_disk_fails_with_a_sentence_keeps_checkpoints_and_resumes_when_there_is_room(
+    pretrain, start, monkeypatch, tmp_path, real
+):
     config = pretrain(optim={"max_steps": 8}, engine={"checkpoint_steps": 2, "val_steps": 100, "keep_last": 9})
-    whole, run = start(config, "whole"), start(config, "run")
+    whole = start(config, "whole")
     assert execute(whole) == 0
     largest = max(sum(f.stat().st_size for f in folder.iterdir()) for folder in checkpoint.all_steps(whole.checkpoints))
-    with monkeypatch.context() as patch:
-        disk = Disk(run.path, int(1.6 * largest), patch)
-        assert execute(run) == 1
-        assert disk.refused > 0
+    size = int(1.6 * largest) + RESERVE_BYTES
+    with real_disk(tmp_path / "disk", size, wanted=real) as mounted:
+        run = RunDirectory.create(tmp_path / "disk" / "run", config)
+        with monkeypatch.context() as patch:
+            disk = Disk(run.path, 1 << 40 if mounted else size, patch)
+            assert execute(run) == 1
+            assert disk.refused > 0 or mounted
+        _failed_for_want_of_room(run)
+        if mounted:
+            subprocess.run(["mount", "-o", f"remount,size={1 << 30}", str(tmp_path / "disk")], check=True)
+        assert execute(run) == 0
+        assert run.model_path.read_bytes() == whole.model_path.read_bytes()
+
+
+def _failed_for_want_of_room(run: RunDirectory) -> None:
     assert run.error()["category"] == "resource"
     assert "The disk is full" in run.error()["sentence"]
     assert summary(run).state == "failed"
@@ -170,8 +203,6 @@ def test_full_disk_fails_with_a_sentence_keeps_checkpoints_and_resumes_when_ther
     assert folder is not None
     assert complaints == []
     assert checkpoint.step_of(folder) > 0
-    assert execute(run) == 0
-    assert run.model_path.read_bytes() == whole.model_path.read_bytes()
 
 
 def test_older_checkpoints_make_room_before_a_run_gives_up(pretrain, start, monkeypatch):
@@ -212,3 +243,35 @@ def test_all_checkpoints_damaged_starts_again_and_says_so(pretrain, start):
         (folder / "manifest.json").unlink()
     assert execute(run) == 0
     assert warnings(run, "checkpoint")
+
+
+def test_half_precision_lowers_its_scale_and_goes_on(pretrain, start, spoil, monkeypatch):
+    """Loss scaling as on an older GPU: an overflow is no fault, a loss that is not a number is skipped."""
+    from lightning_fabric.plugins.precision.amp import MixedPrecision
+
+    from training_backend.engine import runtime
+
+    def scaled(self, engine):
+        original(self, engine)
+        self.precision = "fp16"
+        self._fabric.strategy._precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 2.0**40))
+
+    original = runtime.Runtime.__init__
+    monkeypatch.setattr(runtime.Runtime, "__init__", scaled)
+    calls = [0]
+
+    def spoiler(real, batch):
+        output = real()
+        calls[0] += torch.is_grad_enabled()
+        if calls[0] == 5:
+            output.loss = output.loss * float("nan")
+        return output
+
+    spoil(spoiler)
+    run = start(pretrain(optim={"max_steps": 30}, engine={"val_steps": 100, "checkpoint_steps": 10}))
+    assert execute(run) == 0
+    assert len(warnings(run, "diverged")) == 1
+    saved = checkpoint.read(checkpoint.newest_verified(run.checkpoints)[0])
+    assert saved.state["scaler"]["scale"] < 2.0**40
+    steps = {float(value) for name, value in saved.tensors["optimizer"].items() if name.endswith(":step")}
+    assert 0 < max(steps) < 30

@@ -110,7 +110,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "dataset"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config(dataset: Path) -> Callable[..., RunConfig]:
     """Settings of a small pre-training run with nested changes."""
 
@@ -124,10 +124,10 @@ def config(dataset: Path) -> Callable[..., RunConfig]:
 def wait_for() -> Callable[..., None]:
     """Polls a condition until it holds."""
 
-    def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    def wait(condition: Callable[[], bool], seconds: float = 60.0, pause: float = 0.005) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.005)
+            time.sleep(pause)
 
     return wait

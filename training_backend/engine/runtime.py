@@ -84,6 +84,12 @@ class Runtime:
         norm = self._fabric.clip_gradients(network, optimizer, max_norm=limit, error_if_nonfinite=False)
         return torch.as_tensor(norm, device=self.device)
 
+    def skip(self) -> None:
+        """Leave out the optimiser step of gradients that were clipped; a loss scale is lowered."""
+        scaler = getattr(self._fabric.strategy.precision, "scaler", None)
+        if scaler is not None:
+            scaler.update()
+
     def sum_gradients(self, network: nn.Module) -> None:
         """Replace every gradient by its sum over all processes; one that only others have counts as zero here."""
         if self.world == 1:

@@ -41,10 +41,10 @@ class Session:
 
 def restore(session: Session) -> bool:
     """Go to the newest checkpoint that verifies; says loudly when a damaged one was passed over."""
-    root = session.run.checkpoints
-    if session.work.runtime.is_main:
+    root, runtime = session.run.checkpoints, session.work.runtime
+    if runtime.is_main:
         checkpoint.tidy(root)
-    folder, complaints = session.work.runtime.from_main(checkpoint.newest_verified(root))
+    folder, complaints = runtime.from_main(checkpoint.newest_verified(root) if runtime.is_main else None)
     for complaint in complaints:
         session.report.warning(complaint, "checkpoint")
     if folder is None:
@@ -94,8 +94,8 @@ def roll_back(session: Session) -> None:
     work = session.work
     guard = work.state.progress.guard
     root = session.run.checkpoints
-    found = checkpoint.newest_verified(root, lambda state: not state["guard"]["skipped"])[0]
-    folder = work.runtime.from_main(found)
+    unspoilt = checkpoint.newest_verified(root, lambda state: not state["guard"]["skipped"])[0]
+    folder = work.runtime.from_main(unspoilt)
     if folder is None:
         raise TrainingDiverged("The loss is not a finite number, and no earlier checkpoint is left to return to.")
     suspects = guard.suspects

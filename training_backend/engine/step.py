@@ -127,6 +127,7 @@ def _apply(work: Work, sums: _Sums, views: StepViews) -> Outcome:
         if state.ema is not None:
             state.ema.update_parameters(state.network)
     elif not finite:
+        runtime.skip()
         suspects = runtime.gather(_suspects(sums))
     state.optimizer.zero_grad(set_to_none=True)
     scalars = {name: value / own_share for name, value in zip(sums.scalars, read[2:], strict=True)}
