@@ -14,10 +14,13 @@ SYSTEMS = {"3D-MAE-MedImaging": mae3d}
 """Module of each covered system, by the `reference` that its manifest names. A module gives `checks(folder, manifest)`,
 the named checks of a folder."""
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "check" in metafunc.fixturenames:
-        found = list(collect(metafunc.config.getoption("--parity-root")))
+        root = metafunc.config.getoption("--parity-root", FIXTURES)  # unknown to a run that does not start here
+        found = list(collect(root))
         metafunc.parametrize("check", [check for _, check in found], ids=[name for name, _ in found])
 
 

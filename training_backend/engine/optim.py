@@ -18,7 +18,7 @@ def make_optimizer(
     layer_id: Callable[[str], int] | None = None,
     precision: str = "fp32",
 ) -> Optimizer:
-    """AdamW, fused (on a CPU too, 2.5 times as fast), with slower learning in early layers when `optim.layer_decay` is below 1.
+    """AdamW in fused kernels, with slower learning in early layers when `optim.layer_decay` is below 1.
 
     Args:
         network: already on its device.

@@ -207,4 +207,6 @@ class MaskedAutoencoder(VitEncoder):
 
 def _take(tokens: Tensor, indices: Tensor) -> Tensor:
     """Rows `indices` [B, n] of `tokens` [B, L, E]."""
-    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    batch, length, width = tokens.shape
+    rows = indices + torch.arange(batch, device=indices.device).unsqueeze(1) * length
+    return tokens.reshape(-1, width).index_select(0, rows.flatten()).view(batch, -1, width)  # faster than gather
