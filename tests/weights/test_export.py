@@ -19,7 +19,10 @@ from training_backend.weights.load import load_model
 
 
 def test_pre_training_round_trip_with_all_settings(small: SimpleNamespace, tmp_path: Path) -> None:
-    config = small.pretrain(method={"norm_pix_loss": True, "output": "linear"})
+    config = small.pretrain(
+        method={"norm_pix_loss": True, "output": "linear"},
+        data={"size": (12, 8, 16), "dataset": "/home/someone/scans", "intensity": {"profile": "zscore"}},
+    )
     before = small.saved(tmp_path / "ours", config)
     path = export(tmp_path / "ours", tmp_path / "theirs.pth")
     stored = torch.load(path, weights_only=True)
@@ -28,6 +31,10 @@ def test_pre_training_round_trip_with_all_settings(small: SimpleNamespace, tmp_p
     assert small.same(after.module.state_dict(), before.state_dict())
     for name in ("embed_dim", "depth", "heads", "decoder_heads", "norm_pix_loss", "output", "patch_size"):
         assert getattr(after.config.method, name) == getattr(config.method, name), name
+    assert after.profile == load_model(tmp_path / "ours").profile
+    assert "someone" not in stored["med3dssl"]
+    import_file(path, tmp_path / "again")
+    assert load_model(tmp_path / "again").profile == after.profile
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from training_backend.config import RunConfig
 
-SETTINGS = "med3dssl"
-"""Key beside the tensors of exported files: our method's settings, which the authors' code ignores."""
-
 SIGNATURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "mae3d": (
         "3D-MAE / TANGERINE",

@@ -1,7 +1,7 @@
 """Checkpoints of 3D-MAE / TANGERINE: pre-training with or without decoder, and fine-tuned classifiers.
 
 Our networks use the published parameter names; what must be worked out is the configuration, which those files do not
-carry. Files exported from here carry it under `SETTINGS`.
+carry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from training_backend.config import RunConfig, merged
 from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.errors import WeightsError
 from training_backend.methods.mae3d import SIZES
-from training_backend.weights.families import SETTINGS, Described, Family
+from training_backend.weights.families import Described, Family
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,11 +30,11 @@ KNOWN = (
 
 
 def describe(tensors: Mapping[str, Tensor], extras: Mapping[str, Any], changes: Mapping[str, Any]) -> Described:
-    """Kind and configuration of a file: sizes from shapes, the rest from stored settings or the paper.
+    """Kind and configuration of a file: sizes from shapes, the rest from the stored arguments or the paper.
 
     Args:
         tensors: by published name.
-        extras: settings beside them: the authors' ``args``, or ours.
+        extras: what is stored beside them, the authors' ``args`` among it.
         changes: nested changes to the configuration, for what the file does not tell.
     """
     kind = kind_of(tensors)
@@ -86,9 +86,9 @@ def conflict(old: RunConfig, new: RunConfig) -> str:
 
 
 def _stored(extras: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that the file tells: ours whole, of the authors' arguments those that matter."""
-    told = extras.get(SETTINGS) or extras.get("args")
-    names = ("heads", "decoder_heads", "norm_pix_loss", "mask_ratio", "reference_positions")
+    """Of the authors' arguments, those that the network depends on."""
+    told = extras.get("args")
+    names = ("norm_pix_loss", "mask_ratio")
     return {name: told[name] for name in names if name in told} if isinstance(told, Mapping) else {}
 
 
@@ -116,7 +116,6 @@ def _encoder(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> tuple[di
         "patch_size": tuple(kernel[2:]),
         "in_channels": kernel[1],
         "mlp_ratio": hidden / width,
-        "reference_positions": bool(told.get("reference_positions", False)),
     }, size
 
 

@@ -29,10 +29,10 @@ def save_model(folder: Path, module: nn.Module, card: dict[str, Any]) -> None:
     tensors = {name.replace("_orig_mod.", ""): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic(folder / MODEL) as stream:
         stream.write(save(tensors, metadata={"format": "pt"}))
-    write_json(folder / CARD, _portable(card))
+    write_json(folder / CARD, portable(card))
 
 
-def _portable(card: dict[str, Any]) -> dict[str, Any]:
+def portable(card: dict[str, Any]) -> dict[str, Any]:
     """`card` without the places on this disk where data and weights lay."""
     config = dict(card["config"])
     config["data"] = {

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL, CARD = "model.safetensors", "card.json"
+CARD_KEY = "med3dssl"
+"""Key beside the tensors of exported files that holds the card, as text; the authors' code ignores it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def open_source(source: str | Path, changes: Mapping[str, Any] | None = None) ->
     if path.name == MODEL:
         return _own(path, str(source), changes or {})
     checkpoint = load_tensors(path)
+    if told := checkpoint.extras.get(CARD_KEY):
+        return _with_card(str(told), checkpoint.tensors, str(source), changes or {})
     found = identified(checkpoint.tensors, path.name)
     return _foreign(checkpoint, found, str(source), dict(changes or {}))
 
@@ -81,29 +85,30 @@ def locate(source: str | Path) -> Path:
     raise WeightsError(f"{path} holds no {MODEL}.", "Choose a run, a model folder, or a weights file.")
 
 
-def read_card(path: Path) -> dict[str, Any]:
-    """The card beside a ``model.safetensors``."""
+def _own(path: Path, name: str, changes: Mapping[str, Any]) -> Source:
+    card_path = path.parent / CARD
     try:
-        card = json.loads((path.parent / CARD).read_text(encoding="utf-8"))
+        text = card_path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise WeightsError(f"{path} has no {CARD} beside it, which says what it is.", "Copy both files.") from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path.parent / CARD} cannot be read: {error}.", "Copy or export the model again."
-        ) from error
+    except OSError as error:
+        raise WeightsError(f"{card_path} cannot be read: {error}.", "Copy the model again.") from error
+    return _with_card(text, _exact(path), name, changes)
+
+
+def _with_card(text: str, tensors: Mapping[str, Tensor], name: str, changes: Mapping[str, Any]) -> Source:
+    """Weights that say themselves what they are."""
+    try:
+        card = json.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"The card of {name} cannot be read: {error}.", "Copy or export the model again.") from error
     if not isinstance(card, dict) or not {"config", "profile"} <= set(card):
-        raise WeightsError(f"{path.parent / CARD} does not describe a model: no config and profile in it.")
-    return card
-
-
-def _own(path: Path, name: str, changes: Mapping[str, Any]) -> Source:
-    card = read_card(path)
-    config = RunConfig.parse(merged(card["config"], dict(changes)), where=str(path.parent / CARD))
-    profile = InputProfile.parse(card["profile"], where=str(path.parent / CARD))
-    tensors = {key.removeprefix("encoder."): value for key, value in _exact(path).items()}
-    kind = str(card.get("kind", config.kind))
+        raise WeightsError(f"The card of {name} does not describe a model: no config and profile in it.")
+    config = RunConfig.parse(merged(card["config"], dict(changes)), where=f"card of {name}")
+    profile = InputProfile.parse(card["profile"], where=f"card of {name}")
     importer = replace(family(find_method(config.method.name).family), known=".*")  # any head may be in it
-    return Source(name, importer, kind, config, profile, tensors, card)
+    published = {key.removeprefix("encoder."): value for key, value in tensors.items()}
+    return Source(name, importer, str(card.get("kind", config.kind)), config, profile, published, card)
 
 
 def _exact(path: Path) -> dict[str, Tensor]:

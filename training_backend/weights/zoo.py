@@ -47,16 +47,6 @@ class ZooEntry(ConfigModel):
     citation: str
     notes: str = ""
 
-    @property
-    def method(self) -> str:
-        """Name of the method that the weights belong to."""
-        return self.family
-
-    @property
-    def size_text(self) -> str:
-        """Approximate size for people, or "-"."""
-        return f"{self.size_mb / 1000:.1f} GB" if self.size_mb else "-"
-
 
 @cache
 def entries() -> tuple[ZooEntry, ...]:
