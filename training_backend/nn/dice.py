@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 UNLABELLED = 255
@@ -24,15 +25,13 @@ def dice_ce(logits: Tensor, labels: Tensor, *, smooth: float = 1e-5) -> tuple[Te
     Returns:
         Dice loss in 0..1 and cross-entropy, two scalars; zero without labelled voxels.
     """
+    logits, labels = logits.float().flatten(2), labels.flatten(1)
     labelled = labels != UNLABELLED
-    log_p = torch.log_softmax(logits.float(), dim=1)
-    index = torch.where(labelled, labels, 0).unsqueeze(1)
-    chosen = -log_p.gather(1, index).squeeze(1)
-    cross_entropy = torch.where(labelled, chosen, 0).sum() / labelled.sum().clamp_min(1)
-    p = torch.where(labelled.unsqueeze(1), log_p.exp(), 0)
-    classes = torch.arange(logits.shape[1], device=labels.device).view(1, -1, 1, 1, 1)
-    truth = labels.unsqueeze(1) == classes
-    overlap = torch.where(truth, p, 0).flatten(2).sum(2)
-    total = p.flatten(2).sum(2) + truth.flatten(2).sum(2)
+    summed = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+    p = logits.softmax(dim=1)
+    classes = torch.arange(logits.shape[1], device=labels.device).unsqueeze(1)
+    truth = (labels.unsqueeze(1) == classes).to(p.dtype)
+    overlap = (p * truth).sum(2)
+    total = (p * labelled.unsqueeze(1)).sum(2) + truth.sum(2)
     dice = (2 * overlap + smooth) / (total + smooth)
-    return 1 - dice.mean(), cross_entropy
+    return 1 - dice.mean(), summed / labelled.sum().clamp_min(1)
