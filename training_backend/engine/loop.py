@@ -64,13 +64,11 @@ def _boundary(session: Session) -> Ending | None:
         _obeyed(session, "save")
     if "preview" in asked:
         _preview(session)
-    if "stop" in asked:
-        _obeyed(session, "stop")
-        return "cancelled"
     if "terminate" in asked:
         return "paused"
-    if done:
-        return "finished"
+    if done or "stop" in asked:
+        _obeyed(session, "stop")
+        return "finished" if done else "cancelled"
     return _pause(session) if "pause" in asked else None
 
 
