@@ -118,7 +118,7 @@ def predict(
     probabilities: bool = False,
     overlap: float = 0.5,
     device: str = "auto",
-) -> Table:
+) -> Any:
     """Apply a fine-tuned model to scans; label volumes lie exactly on the grid of each file.
 
     Args:
@@ -132,8 +132,7 @@ def predict(
     if len(input) == 1 and input[0].suffix.lower() == ".csv":
         from training_backend.evaluate.embed import predict_csv
 
-        predict_csv(run, input[0], output, device=device)
-        return Table(("written",)).add(str(output))
+        return predict_csv(run, input[0], output, device=device)
     from training_backend.evaluate.predict import predict_files
 
     predictions = predict_files(
@@ -205,20 +204,19 @@ def embed(
     output: Path,
     kinds: tuple[Literal["class", "pooled", "concat", "pre_logits", "normalised"], ...] = ("pre_logits",),
     device: str = "auto",
-) -> Table:
+) -> Any:
     """One feature vector per scan and kind, as CSV, npy, npz or parquet by the suffix of the output.
 
     Args:
         weights: Run directory, model folder, or the authors' file.
         input: Scans, or one CSV with a column Path.
         output: Table to write.
-        kinds: class token, mean of patches, both, both after the head's norm, or both after a plain layer norm.
+        kinds: class token, mean of patches, both, both after the norm of the head (two names).
         device: auto, cpu, cuda or cuda:N.
     """
     from training_backend.evaluate.embed import embed_files
 
-    embed_files(weights, list(input), output, kinds=kinds, device=device)
-    return Table(("written",)).add(str(output))
+    return embed_files(weights, list(input), output, kinds=kinds, device=device)
 
 
 def weights_inspect(file: str) -> Any:

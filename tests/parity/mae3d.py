@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,14 @@ from torch import nn
 
 from tests.parity import mae3d_data, mae3d_training
 from tests.parity.cases import Case, Check
-from tests.parity.mae3d_networks import autoencoder, classifier, full_size, load_classifier
+from tests.parity.mae3d_networks import autoencoder, classifier, finetune_run, full_size
+from training_backend.methods import mae3d as mae3d_method
 from training_backend.nn import heads
 from training_backend.nn.mae import MaskedAutoencoder
 from training_backend.nn.patch import PatchEmbed, pad_to_patch, patch_grid, patchify, unpatchify
 from training_backend.nn.position import cubic_grid, resize_table, sincos_1d, sincos_table
+from training_backend.tasks import classification
+from training_backend.weights.transfer import init_from
 
 
 def checks(folder: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -146,13 +150,19 @@ def compare_classifier(case: Case, network: nn.Module) -> None:
 
 
 def check_transfer(case: Case) -> None:
-    network = classifier(case.config["vit"])
-    source = autoencoder(case.config["mae"])
-    state = case.weights()
-    source.load_state_dict(state)
-    report = load_classifier(network, state, source.grid)
-    for name, expected in zip(("loaded", "dropped", "missing"), report, strict=True):
-        assert sorted(expected) == sorted(case.arrays[name].tolist()), name
+    run = finetune_run(case.config["vit"])
+    network = classification.build(run, mae3d_method.build_encoder(run))
+    mae = case.config["mae"]
+    autoencoder(mae).load_state_dict(case.weights())  # its settings describe the file
+    heads_of_file = {"method": {"heads": mae["num_heads"], "decoder_heads": mae["decoder_num_heads"]}}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pretrained.pth"
+        torch.save({"model": {f"module.{name}": tensor for name, tensor in case.weights().items()}}, path)
+        report = init_from(network, path, run, changes=heads_of_file)
+    for name, found in (("loaded", report.matched), ("dropped", report.dropped), ("missing", report.missing)):
+        assert sorted(found) == sorted(case.arrays[name].tolist()), name
+    assert report.unexpected == ()
+    assert [name for name, *_ in report.resized] == (["pos_embed"] if mae["img_size"] != run.data.size[0] else [])
     given = {f"{part}.{leaf}": f"vit_{part}_{leaf}" for part in ("head", "fc_norm") for leaf in ("weight", "bias")}
     network.load_state_dict(
         {key: case.tensor(name) for key, name in given.items() if name in case.arrays}, strict=False

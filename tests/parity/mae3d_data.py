@@ -8,18 +8,17 @@ import itertools
 import json
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
 from tests.parity.cases import Case
-from tests.parity.mae3d_networks import classifier
-from training_backend.config import RunConfig
+from tests.parity.mae3d_networks import finetune_run
 from training_backend.data.tangerine import read_list, resample_published
 from training_backend.evaluate.classification_metrics import reference_metrics
 from training_backend.evaluate.embed import embed_files, predict_csv, read_published, read_table
-from training_backend.nn import heads
+from training_backend.weights.load import load_model
 
 
 def check_data(case: Case) -> None:
@@ -86,17 +85,17 @@ def _positive_weights(logits: np.ndarray, target: np.ndarray, loss: float) -> li
 
 
 def check_cli(case: Case) -> None:
-    network = classifier(case.config)
-    network.load_state_dict(heads.own_names(case.weights()))
-    classes = case.config["num_classes"]
-    kind = "binary" if classes == 1 else "multiclass"
-    task = {"name": "classification", "kind": kind, "classes": classes}
-    config = RunConfig.parse({"kind": "finetune", "method": {"name": "mae3d"}, "task": task})
-    model = SimpleNamespace(module=network, config=config, profile=None, card={})
+    run = finetune_run(case.config)
+    told = {"method": {"heads": case.config["num_heads"]}, "task": run.task.model_dump(include={"name", "kind"})}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        table = _table(case, folder)
-        if "predictions" in case.arrays:
+        table, weights = _table(case, folder), folder / "finetuned.pth"
+        extracts = "predictions" not in case.arrays
+        state = {f"module.{key}": value for key, value in case.weights().items()} if extracts else case.weights()
+        torch.save({"model": state} if extracts else state, weights)
+        model = load_model(weights, changes=told)
+        assert (model.config.data.size, model.config.task) == (run.data.size, run.task)
+        if not extracts:
             predict_csv(model, table, folder / "out.csv", as_published=True)
             rows = _compare_table(case, folder)
             case.compare("predictions", [json.loads(row["Predictions"]) for row in rows])

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from training_backend.config import RunConfig
 from training_backend.methods.mae3d import SIZES
-from training_backend.nn.heads import VolumeHead, own_names
+from training_backend.nn.heads import VolumeHead
 from training_backend.nn.mae import MaskedAutoencoder
-from training_backend.nn.position import resize_table
 from training_backend.nn.vit import VitEncoder
 
 ENCODER = {
@@ -33,6 +33,9 @@ def autoencoder(config: dict[str, Any]) -> MaskedAutoencoder:
     return MaskedAutoencoder(**_arguments(config, AUTOENCODER))
 
 
+HEAD = ("num_classes", "global_pool", "hidden_layers")
+
+
 def classifier(config: dict[str, Any]) -> VolumeHead:
     config = dict(config)
     classes, pooled, hidden = config.pop("num_classes"), config.pop("global_pool"), config.pop("hidden_layers", [])
@@ -40,17 +43,26 @@ def classifier(config: dict[str, Any]) -> VolumeHead:
     return VolumeHead(encoder, classes, "global" if pooled else "class", hidden)
 
 
-def load_classifier(
-    network: VolumeHead, state: dict[str, torch.Tensor], grid: tuple[int, int, int]
-) -> tuple[list[str], list[str], list[str]]:
-    """Put pre-training weights into a classifier; names that were loaded, not needed, and not there."""
-    encoder = network.encoder
-    state = {**state, "pos_embed": resize_table(state["pos_embed"], grid, encoder.grid)}
-    wanted = encoder.state_dict()
-    used = {key: value for key, value in state.items() if key in wanted}
-    encoder.load_state_dict(used)
-    missing = [key for key in network.state_dict() if key not in own_names(used)]
-    return list(used), [key for key in state if key not in used], missing
+def finetune_run(config: dict[str, Any]) -> RunConfig:
+    """Configuration of our run that builds the same network as `classifier`."""
+    arguments = _arguments({key: config[key] for key in config if key not in HEAD}, ENCODER)
+    names = {"width": "embed_dim", "depth": "depth", "heads": "heads", "in_channels": "in_channels"}
+    method = {ours: arguments[name] for name, ours in names.items() if name in arguments}
+    classes = config["num_classes"]
+    task = {
+        "name": "classification",
+        "kind": "binary" if classes == 1 else "multiclass",
+        "classes": classes,
+        "pooling": "global" if config["global_pool"] else "class",
+    }
+    return RunConfig.parse(
+        {
+            "kind": "finetune",
+            "method": {"name": "mae3d", "patch_size": arguments["patch_size"], **method},
+            "data": {"size": arguments["size"]},
+            "task": task,
+        }
+    )
 
 
 def full_size(name: str) -> MaskedAutoencoder | VolumeHead:

@@ -85,15 +85,12 @@ def embed_files(
         device: auto, cpu, cuda or cuda:N.
         progress: told the share done; answers whether to go on.
     """
-    from training_backend.config.registry import method
     from training_backend.nn.heads import embeddings
 
     chosen = _kinds(kinds)
     rows, paths = read_table(inputs, path_column)
     model = _loaded(source, device)
-    network = (
-        model.module if hasattr(model.module, "encoder") else method(model.config.method.name).encoder(model.module)
-    )
+    network = model.module if model.kind == "finetune" else model.encoder
 
     def function(volume: Tensor) -> dict[str, Floats]:
         return {kind: value[0].float().cpu().numpy() for kind, value in embeddings(network, volume, normed).items()}
