@@ -30,7 +30,7 @@ LayerData = tuple[Any, dict[str, Any], str]
 ROLES: Mapping[str, Mapping[str, Any]] = {
     "image": {"colormap": "gray", "interpolation2d": "linear"},
     "mask": {"colormap": "gray", "interpolation2d": "nearest"},
-    "heatmap": {"colormap": "inferno", "interpolation2d": "nearest", "blending": "additive", "opacity": 0.7},
+    "heatmap": {"colormap": "inferno", "interpolation2d": "nearest", "blending": "translucent", "opacity": 0.5},
     "error": {"colormap": "magma", "interpolation2d": "nearest"},
     "rgb": {"rgb": True, "interpolation2d": "nearest"},
 }

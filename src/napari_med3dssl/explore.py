@@ -8,26 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from qtpy.QtGui import QHideEvent, QShowEvent
-from qtpy.QtWidgets import QFileDialog, QFormLayout, QProgressBar, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFormLayout, QProgressBar, QVBoxLayout, QWidget
 
 from napari_med3dssl import _work
-from napari_med3dssl._layers import facts_of, geometry_of, volume_of
+from napari_med3dssl._layers import facts_of, volume_of
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, Page, button, button_row, combo, wrapping
 from napari_med3dssl.explore_maths import TokenIndex
 from napari_med3dssl.explore_sections import AttentionSection, EmbeddingSection, MaskingSection, SimilaritySection
-from training_backend.data.volume import Geometry, Volume
+from napari_med3dssl.predict_box import contrasts
+from napari_med3dssl.weights_picker import WeightsPicker
+from training_backend.data.volume import Geometry
 from training_backend.errors import Med3dError
+from training_backend.jobs.sources import WeightsSource, run_sources
 
-WEIGHTS = "Weights (*.safetensors *.pt *.pth *.ckpt);;All files (*)"
 EMPTY_SCAN = "Open a scan to begin: drop a file on the viewer, or File › Open Sample › Med3D SSL."
-EMPTY_MODEL = "Choose a model: a finished run appears here by itself, and “Open…” takes published weights."
+EMPTY_MODEL = "Choose a model: a run that has finished, a weights file, or published weights."
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,18 @@ class ExplorePanel(QWidget):
         self._scans: list[Any] = []
         self._build()
         state.follow(self, state.model_changed, self._on_model_changed)
-        state.follow(self, state.runs_changed, self.refresh_models)
+        state.follow(self, state.runs_changed, self.suggest_model)
         for event in (self.viewer.layers.events.inserted, self.viewer.layers.events.removed):
             event.connect(self._refresh_scans)
         self.destroyed.connect(lambda: self._disconnect(state))
+        self._bound: list[str] = []
         self._keys = {
             "Alt-X": self.similarity.toggle,
             "Alt-M": self.masking.new_mask,
             "Alt-G": self.masking.toggle_grid,
         }
         self._refresh_scans()
-        self.refresh_models()
+        self.suggest_model()
 
     @property
     def viewer(self) -> Any:
@@ -95,7 +97,7 @@ class ExplorePanel(QWidget):
         if self.busy or not self._ready():
             return
         try:
-            params["volumes"] = self._volumes()
+            params["volumes"] = [volume_of(layer) for layer in contrasts(self.viewer, self.scan)]
         except Med3dError as error:
             self.notice.say("error", str(error))
             return
@@ -123,15 +125,9 @@ class ExplorePanel(QWidget):
             self._job.stop()  # for a request that is still to be sent
             self.state.client.cancel()
 
-    def choose_file(self) -> None:
-        """Pick a weights file or a model folder as the model."""
-        path, _ = QFileDialog.getOpenFileName(self, "Weights or model.safetensors", str(Path.home()), WEIGHTS)
-        if path:
-            self.state.model = path
-
-    def refresh_models(self) -> None:
-        """Look for finished models on the disk."""
-        _work.start(self, _runs_with_model, done=self._list_models, failed=lambda text: self.notice.say("error", text))
+    def suggest_model(self) -> None:
+        """Use the newest run that has a model, as long as nothing else was chosen."""
+        _work.start(self, run_sources, done=self._take_first, failed=lambda text: self.notice.say("error", text))
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802
         """Claim the keys of this panel, where nothing else has them."""
@@ -139,8 +135,9 @@ class ExplorePanel(QWidget):
         for key, function in self._keys.items():
             try:
                 self.viewer.bind_key(key, _without_viewer(function))
-            except ValueError:  # somebody else's; the buttons stay
+            except ValueError:  # ours already, or somebody else's; the buttons stay
                 continue
+            self._bound.append(key)
 
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802
         """Leave the picking mode with the panel."""
@@ -150,14 +147,14 @@ class ExplorePanel(QWidget):
     def _build(self) -> None:
         self.scan_box = combo("Scan")
         self.scan_box.currentIndexChanged.connect(self._forget_features)
-        self.model_box = combo("Model")
-        self.model_box.activated.connect(self._on_model_chosen)
+        self.model = WeightsPicker(self.state, "", "Model", "choose a model")
+        self.model.choose(self.state.model)
+        self.model.changed.connect(self._on_model_chosen)
         form = QFormLayout()
         form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Scan", self.scan_box)
-        form.addRow("Model", self.model_box)
-        self.open_button = button("Open…", self.choose_file, "Use a weights file, for example a published checkpoint.")
+        form.addRow("Model", self.model)
         self.compute_button = button(
             "Compute features", self.compute_features, "Let the model look at every patch of the scan; needed once."
         )
@@ -172,7 +169,7 @@ class ExplorePanel(QWidget):
         self.attention = AttentionSection(self)
         page = Page()
         page.column.addLayout(form)
-        page.column.addWidget(button_row(self.open_button, self.compute_button, self.cancel_button))
+        page.column.addWidget(button_row(self.compute_button, self.cancel_button))
         for widget in (self.progress, self.notice, self.summary):
             page.column.addWidget(widget)
         for section in (self.similarity, self.embedding, self.masking, self.attention):
@@ -212,13 +209,6 @@ class ExplorePanel(QWidget):
             self.notice.say("info", missing)
         return not missing
 
-    def _volumes(self) -> list[Volume]:
-        """The scan first, then the other images on its grid, which a model of several contrasts may want."""
-        scan = self.scan
-        here = geometry_of(scan)
-        others = [layer for layer in self._scans if layer is not scan and facts_of(layer) is not None]
-        return [volume_of(scan), *(volume_of(layer) for layer in others if geometry_of(layer).same_grid(here))]
-
     def _refresh_scans(self) -> None:
         chosen = self.scan
         self._scans = [layer for layer in self.viewer.layers if _is_scan(layer)]
@@ -233,32 +223,23 @@ class ExplorePanel(QWidget):
             self._forget_features()
         self._refresh()
 
-    def _list_models(self, found: list[tuple[str, str]]) -> None:
-        self.model_box.clear()
-        for name, source in found:
-            self.model_box.addItem(name, source)
-        self._show_model()
+    def _take_first(self, found: list[WeightsSource]) -> None:
         if not self.state.model and found:
-            self.state.model = found[0][1]
-        self._refresh()
+            self.state.model = found[0].source
 
-    def _show_model(self) -> None:
-        source = self.state.model
-        if source and self.model_box.findData(source) < 0:
-            self.model_box.addItem(Path(source).name or source, source)
-        self.model_box.setCurrentIndex(self.model_box.findData(source))
-        self.model_box.setToolTip(source)
+    def _on_model_chosen(self) -> None:
+        self.state.model = self.model.source
 
-    def _on_model_chosen(self, index: int) -> None:
-        self.state.model = self.model_box.itemData(index) or ""
-
-    def _on_model_changed(self, _source: str) -> None:
-        self._show_model()
+    def _on_model_changed(self, source: str) -> None:
+        if self.model.source != source:
+            self.model.choose(source)
+        self.summary.setText("")
         self._forget_features()
 
     def _forget_features(self) -> None:
         self.features = None
         self.similarity.leave()
+        self.similarity.forget()
         self._refresh()
 
     def _refresh(self) -> None:
@@ -280,11 +261,13 @@ class ExplorePanel(QWidget):
 
     def _disconnect(self, state: State) -> None:
         try:
-            layers = state.viewer.layers
-        except RuntimeError:
+            viewer = state.viewer
+        except RuntimeError:  # closed with the panel
             return
-        layers.events.inserted.disconnect(self._refresh_scans)
-        layers.events.removed.disconnect(self._refresh_scans)
+        viewer.layers.events.inserted.disconnect(self._refresh_scans)
+        viewer.layers.events.removed.disconnect(self._refresh_scans)
+        for key in self._bound:
+            viewer.bind_key(key, None)
 
 
 def _prepared(values: dict[str, Any]) -> dict[str, Any]:
@@ -300,13 +283,6 @@ def _is_scan(layer: Any) -> bool:
         return False
     facts = facts_of(layer)
     return facts is None or (facts.get("role") == "image" and not facts.get("derived"))
-
-
-def _runs_with_model() -> list[tuple[str, str]]:
-    """(name, folder) of all runs that have a model to load."""
-    from training_backend.jobs.registry import list_runs
-
-    return [(run.name, str(run.path)) for run in list_runs() if (run.path / "model.safetensors").is_file()]
 
 
 def _without_viewer(function: Callable[[], None]) -> Callable[[Any], None]:

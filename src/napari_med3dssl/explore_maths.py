@@ -18,6 +18,9 @@ from training_backend.data.volume import Geometry
 Floats = npt.NDArray[np.float32]
 Index = tuple[int, int, int]
 
+FITTED = 10_000
+"""Tokens from which principal axes are computed, evenly taken where there are more."""
+
 
 class TokenIndex:
     """Tokens prepared for similarity queries: each scaled to length 1 once, so that a query is one product.
@@ -73,7 +76,8 @@ def pca_rgb(tokens: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None,
     chosen = np.ones(grid, bool) if mask is None or not mask.any() else mask
     flat = tokens[chosen].astype(np.float32)
     centred = flat - flat.mean(axis=0)
-    values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+    fitted = centred[:: max(1, len(centred) // FITTED)]
+    values, vectors = np.linalg.eigh((fitted.T @ fitted).astype(np.float64))
     order = np.argsort(values)[::-1]
     wanted = order[first : first + 3] if width >= first + 3 else order[:3]
     basis = vectors[:, wanted].T
@@ -112,7 +116,8 @@ def token_at(voxel: Sequence[float], scan: Geometry, tokens: Geometry) -> Index 
 
 def index_map(source: Geometry, target: Geometry) -> npt.NDArray[np.float64]:
     """4 x 4 from (z, y, x) indices of `source` to (z, y, x) indices of `target`."""
-    return np.linalg.solve(target.to_lps, source.to_lps)
+    mapped: npt.NDArray[np.float64] = np.linalg.solve(target.to_lps, source.to_lps)
+    return mapped
 
 
 def on_scan(values: npt.NDArray[Any], tokens: Geometry, scan: Geometry, outside: float = 0) -> npt.NDArray[Any]:

@@ -62,10 +62,9 @@ class PickMode:
         self._layer = layer
         self._viewer.mouse_drag_callbacks.append(self._on_mouse)
         self._viewer.layers.selection.events.active.connect(self._show_cursor)
-        self._escape = self._viewer.keymap.get("Escape")
-        self._viewer.bind_key("Escape", lambda _: self._left(), overwrite=True)
+        self._escape = self._viewer.bind_key("Escape", lambda _: self._left(), overwrite=True)
         self._show_cursor()
-        self._show_banner("Pick voxel: click a place · Shift adds · Ctrl excludes · Esc leaves")
+        self._show_banner("Click: pick · Shift: add · Ctrl: exclude · Esc: leave")
 
     def leave(self) -> None:
         """Give mouse, cursor and Esc back; the seeds stay."""
@@ -122,6 +121,7 @@ class PickMode:
     def _show_banner(self, text: str) -> None:
         overlay = _compat.canvas_text(self._viewer, "med3dssl_pick", "bottom_center")
         if overlay is not None:
+            overlay.font_size = 8
             overlay.text, overlay.visible = text, bool(text)
 
 
@@ -150,23 +150,23 @@ def _inside(voxel: npt.NDArray[Any], shape: tuple[int, ...]) -> Voxel | None:
     return (int(voxel[0]), int(voxel[1]), int(voxel[2]))
 
 
-def draw_seeds(viewer: Any, old: Any, seeds: Seeds, source: Any) -> Any:
-    """Points layer of the seeds, replacing the layer `old`; kinds differ in symbol and colour."""
+def draw_seeds(viewer: Any, layer: Any, seeds: Seeds, source: Any) -> Any:
+    """Points layer of the seeds, kept when there is one; kinds differ in symbol and colour."""
     import pandas as pd
 
     kinds = ["like this"] * len(seeds.positive) + ["unlike this"] * len(seeds.negative)
     voxels = np.array([*seeds.positive, *seeds.negative], float).reshape(-1, 3)
-    if old is not None and old in viewer.layers:
-        viewer.layers.remove(old)
-    layer = points_layer(
-        voxels,
-        geometry_of(source),
-        f"{source.name} · seeds",
-        size=max(3.0, 0.02 * max(source.data.shape[:3])),
-        symbol=["disc" if kind == "like this" else "x" for kind in kinds],
-        face_color=[POSITIVE if kind == "like this" else NEGATIVE for kind in kinds],
-        border_color="white",
-        features=pd.DataFrame({"kind": kinds}),
-        projection_mode="all",
-    )
-    return add(viewer, layer)
+    if layer is None or layer not in viewer.layers:
+        active = viewer.layers.selection.active
+        size = max(3.0, 0.02 * max(source.data.shape[:3]))
+        layer = add(viewer, points_layer(voxels, geometry_of(source), f"{source.name} · seeds", size=size))
+        layer.projection_mode = "all"
+        viewer.layers.selection.active = active
+    elif not np.array_equal(layer.data, voxels):
+        layer.selected_data = set()
+        layer.data = voxels
+    layer.features = pd.DataFrame({"kind": kinds})
+    layer.symbol = ["disc" if kind == "like this" else "x" for kind in kinds]
+    layer.face_color = [POSITIVE if kind == "like this" else NEGATIVE for kind in kinds]
+    layer.border_color = "white"
+    return layer

@@ -68,6 +68,7 @@ class PictureLayers:
                 _compat.show_name(layer)
             grid.shape, grid.stride = (2, 2), 1
             grid.enabled = True
+            self._viewer.fit_to_view(layers=four)
         elif not on:
             grid.enabled = False
             for layer in four:
@@ -76,7 +77,7 @@ class PictureLayers:
             for layer in self._hidden:
                 layer.visible = True
             self._hidden = []
-        self._viewer.reset_view()
+            self._viewer.reset_view()
 
     def _show_one(self, picture: Picture) -> Any:
         made = layer_of(picture, picture["name"] + self._suffix)

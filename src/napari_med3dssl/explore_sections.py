@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox, QFormLayout, QSpinBox, QWidget
 from superqt import QLabeledDoubleRangeSlider, QLabeledDoubleSlider
 
-from napari_med3dssl import _compat
+from napari_med3dssl import _compat, _work
 from napari_med3dssl._layers import add, geometry_of, labels_layer
 from napari_med3dssl._widgets import Section, button, button_row, wrapping
-from napari_med3dssl.explore_maths import contrast_limits, on_scan, pca_rgb, token_at
+from napari_med3dssl.explore_maths import PcaMap, contrast_limits, on_scan, pca_rgb, token_at
 from napari_med3dssl.explore_pick import PickMode, Seeds, draw_seeds
 from napari_med3dssl.explore_pictures import PictureLayers
 from training_backend.data.manifest import ClassEntry
 
 if TYPE_CHECKING:
-    from napari_med3dssl.explore import ExplorePanel
+    from napari_med3dssl.explore import ExplorePanel, Features
 
 NEEDS_FEATURES = "Compute features first."
 
@@ -32,7 +33,7 @@ class ExploreSection(Section):
         self._why = wrapping(needs)
         self.body = QWidget()
         self.form = QFormLayout(self.body)
-        self.form.setContentsMargins(0, 0, 0, 0)
+        self.form.setContentsMargins(0, 4, 0, 0)
         self.form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
         self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         self.column.addWidget(self._why)
@@ -70,16 +71,18 @@ class SimilaritySection(ExploreSection):
             "Share of tokens, in per cent, below which the map is dark and above which it is bright.",
         )
         self.contrast.valueChanged.connect(self._stretch)
-        self.threshold = _slider(
-            "Threshold", -1.0, 1.0, 0.6, "Similarity above which a voxel becomes part of the label."
-        )
+        tip = "Where between the darkest and the brightest colour a voxel becomes part of the label, in per cent."
+        self.threshold = _slider("Threshold", 0, 100, 50, tip, decimals=0)
+        self.body_only = _body_only("Leave air out of the map and of the label.")
+        self.body_only.toggled.connect(self._draw)
         self.labels_button = button(
             "To labels", self.to_labels, "Make a labels layer of all voxels above the threshold."
         )
-        self.column.insertWidget(1, self.seeds_text)
+        self.form.addRow(self.seeds_text)
         self.form.addRow(button_row(self.pick_button, self.clear_button))
         self.form.addRow("Contrast %", self.contrast)
-        self.form.addRow("Threshold", self.threshold)
+        self.form.addRow(self.body_only)
+        self.form.addRow("Threshold %", self.threshold)
         self.form.addRow(button_row(self.labels_button))
         self._refresh()
 
@@ -96,10 +99,14 @@ class SimilaritySection(ExploreSection):
 
     def clear(self) -> None:
         """Forget the seeds and remove them from the view."""
-        self._pick.clear()
         for layer in (self._seeds_layer, self._maps["similarity"]):
             if layer is not None and layer in self.panel.viewer.layers:
                 self.panel.viewer.layers.remove(layer)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget seeds and similarities, whose scan or model changed; what was drawn stays in the view."""
+        self._pick.clear()
         self._seeds_layer = self._values = None
         self._refresh()
 
@@ -108,13 +115,15 @@ class SimilaritySection(ExploreSection):
         features, scan = self.panel.features, self.panel.scan
         if self._values is None or features is None or scan is None:
             return
+        low, high = self._limits()
+        similar = self._shown() >= low + (high - low) * self.threshold.value() / 100
+        if not similar.any():
+            self.panel.notice.say("info", "No voxel lies above the threshold; lower it.")
+            return
         grid = geometry_of(scan)
-        similar = (self._values >= self.threshold.value()).astype(np.uint8)
+        drawn = on_scan(similar.astype(np.uint8), features.geometry, grid)
         table = (ClassEntry(index=1, name="similar", colour="#009e73"),)
-        layer = labels_layer(
-            on_scan(similar, features.geometry, grid), grid, f"{scan.name} · similar", table, derived=True
-        )
-        add(self.panel.viewer, layer)
+        add(self.panel.viewer, labels_layer(drawn, grid, f"{scan.name} · similar", table, derived=True))
 
     def _toggled(self) -> None:
         if self.pick_button.isChecked() and self.panel.scan is not None:
@@ -135,18 +144,34 @@ class SimilaritySection(ExploreSection):
             self.seeds_text.setText("The model did not see this place of the scan.")
             return
         self._values = features.index.similarity(positive, negative)
-        limits = contrast_limits(self._values, *self.contrast.value())
-        picture = {"name": "similarity", "array": self._values, "geometry": features.geometry, "role": "heatmap"}
-        self._maps.show([{**picture, "limits": limits}])
-        active = self.panel.viewer.layers.selection.active
+        self._draw()
         self._seeds_layer = draw_seeds(self.panel.viewer, self._seeds_layer, seeds, scan)
-        self.panel.viewer.layers.selection.active = active
         self._refresh()
+
+    def _draw(self) -> None:
+        """Show the map that `_update` made."""
+        features = self.panel.features
+        if features is not None and self._values is not None:
+            picture = {"name": "similarity", "array": self._shown(), "geometry": features.geometry, "role": "heatmap"}
+            self._maps.show([{**picture, "limits": self._limits()}])
+
+    def _shown(self) -> Any:
+        """The similarities; where asked for, with air as dark as the darkest token of the body."""
+        features = self.panel.features
+        if features is None or not self.body_only.isChecked() or not features.body.any():
+            return self._values
+        return np.where(features.body, self._values, self._values[features.body].min())
 
     def _stretch(self) -> None:
         layer = self._maps["similarity"]
         if layer is not None and self._values is not None:
-            layer.contrast_limits = contrast_limits(self._values, *self.contrast.value())
+            layer.contrast_limits = self._limits()
+
+    def _limits(self) -> tuple[float, float]:
+        """Contrast limits of the heat map: percentiles of the tokens inside the body."""
+        features = self.panel.features
+        inside = self._values if features is None or not features.body.any() else self._values[features.body]
+        return contrast_limits(inside, *self.contrast.value())
 
     def _refresh(self) -> None:
         seeds = self._pick.seeds
@@ -163,9 +188,7 @@ class EmbeddingSection(ExploreSection):
         tip = "Places with the same colour look alike to the model (principal components of its features)."
         super().__init__(panel, "Embedding map", tip, folded=True, needs=NEEDS_FEATURES)
         self._maps = PictureLayers(panel.viewer)
-        self.body_only = QCheckBox("Only inside the body")
-        self.body_only.setChecked(True)
-        self.body_only.setToolTip("Leave air out, so that colours tell organs apart.")
+        self.body_only = _body_only("Leave air out, so that colours tell organs apart.")
         self.first = QSpinBox()
         self.first.setRange(1, 30)
         _name(self.first, "First component", "The component shown as red; the next two are green and blue.")
@@ -182,10 +205,22 @@ class EmbeddingSection(ExploreSection):
         if features is None:
             return
         mask = features.body if self.body_only.isChecked() else None
-        result = pca_rgb(features.tokens, mask, self.first.value() - 1)
-        picture = {"name": "embedding", "array": result.rgb, "geometry": features.geometry, "role": "rgb"}
-        layer = self._maps.show([picture])[0]
-        layer.opacity = 0.7
+        self.show_button.setEnabled(False)
+        _work.start(
+            self,
+            lambda: (features, mask, pca_rgb(features.tokens, mask, self.first.value() - 1)),
+            done=lambda result: self._show(*result),
+            failed=lambda sentence: self.panel.notice.say("error", sentence),
+            ended=lambda: self.show_button.setEnabled(True),
+        )
+
+    def _show(self, features: Features, mask: npt.NDArray[np.bool_] | None, result: PcaMap) -> None:
+        alpha = np.full((*result.rgb.shape[:3], 1), 255, np.uint8)
+        if mask is not None and mask.any():
+            alpha[~mask] = 0
+        rgba = np.concatenate([result.rgb, alpha], axis=-1)
+        picture = {"name": "embedding", "array": rgba, "geometry": features.geometry, "role": "rgb"}
+        self._maps.show([picture])[0].opacity = 0.7
         shares = ", ".join(f"{100 * share:.0f} %" for share in result.explained)
         self.explained.setText(f"Red, green and blue explain {shares} of the variance.")
 
@@ -300,6 +335,13 @@ def view_point(viewer: Any, layer: Any) -> list[float]:
     world[shown] = np.asarray(_compat.camera(viewer).center)[-len(shown) :]
     voxel = np.asarray(layer.world_to_data(world))[-3:]
     return [float(value) for value in np.clip(voxel, 0, np.asarray(layer.data.shape[:3]) - 1)]
+
+
+def _body_only(tip: str) -> QCheckBox:
+    box = QCheckBox("Only inside the body")
+    box.setChecked(True)
+    box.setToolTip(tip)
+    return box
 
 
 def _slider(name: str, low: float, high: float, value: float, tip: str, decimals: int = 2) -> QLabeledDoubleSlider:

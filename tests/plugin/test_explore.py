@@ -78,7 +78,7 @@ def state(
 def panel(state: State, qtbot: Any) -> Iterator[ExplorePanel]:
     panel = ExplorePanel(state)
     dock = state.viewer.window.add_dock_widget(panel, name="Explore", area="right")
-    qtbot.waitUntil(lambda: not _work._running)
+    _work_done(qtbot)
     yield panel
     panel.similarity.leave()
     state.viewer.window.remove_dock_widget(dock)
@@ -104,6 +104,11 @@ def computed(ready: ExplorePanel, qtbot: Any) -> ExplorePanel:
 def finish(panel: ExplorePanel, qtbot: Any) -> None:
     """Wait for the model process to answer."""
     qtbot.waitUntil(lambda: not panel.busy, timeout=60_000)
+
+
+def _work_done(qtbot: Any) -> None:
+    qtbot.waitUntil(lambda: not _work._running)
+    qtbot.wait(1)
 
 
 def click(panel: ExplorePanel, voxel: tuple[int, int, int], *modifiers: str, drag_to: Any = None) -> None:
@@ -140,11 +145,12 @@ def test_first_run_says_what_to_do(panel: ExplorePanel, phantom: Phantom) -> Non
     assert not panel.masking.body.isEnabled()
 
 
-def test_scans_are_offered_and_our_own_maps_are_not(computed: ExplorePanel, phantom: Phantom) -> None:
+def test_scans_are_offered_and_our_own_maps_are_not(computed: ExplorePanel, phantom: Phantom, qtbot: Any) -> None:
     viewer = computed.viewer
     add(viewer, labels_layer(phantom.labels.array, phantom.labels.geometry, "organs", phantom.classes))
     viewer.add_image(np.zeros((4, 5, 6)), name="foreign", units="mm", axis_labels=("z", "y", "x"))
     computed.embedding.show_map()
+    _work_done(qtbot)
     names = [computed.scan_box.itemText(index) for index in range(computed.scan_box.count())]
     assert names == [phantom.volume.name, "foreign (geometry from the layer)"]
     viewer.layers.remove(computed.scan)
@@ -152,19 +158,22 @@ def test_scans_are_offered_and_our_own_maps_are_not(computed: ExplorePanel, phan
     assert computed.features is None
 
 
-def test_finished_runs_and_files_are_models(panel: ExplorePanel, model: str, qtbot: Any, tmp_path: Path) -> None:
+def test_the_newest_finished_run_is_suggested_and_files_can_be_chosen(
+    panel: ExplorePanel, model: str, qtbot: Any, tmp_path: Path
+) -> None:
     from training_backend.engine.rundir import RunDirectory
 
     run = RunDirectory.create(tmp_path / "runs" / "läuft gut", pretrain_config("mae3d", "tiny", tmp_path))
-    unfinished = RunDirectory.create(tmp_path / "runs" / "unfinished", pretrain_config("mae3d", "tiny", tmp_path))
+    RunDirectory.create(tmp_path / "runs" / "unfinished", pretrain_config("mae3d", "tiny", tmp_path))
     run.model_path.write_bytes(b"weights")
     panel.state.runs_changed.emit()
-    qtbot.waitUntil(lambda: panel.model_box.count() == 1)
-    assert panel.model_box.itemText(0) == "läuft gut"
-    assert panel.state.model == str(run.path)
-    assert panel.model_box.findData(str(unfinished.path)) < 0
-    panel.state.model = model
-    assert panel.model_box.currentText() == "untrained"
+    qtbot.waitUntil(lambda: panel.state.model == str(run.path))
+    qtbot.waitUntil(lambda: panel.model.box.currentText() == "läuft gut")
+    assert panel.model.box.findText("unfinished") < 0
+    panel.model.choose(model)
+    assert panel.state.model == model
+    panel.state.model = str(run.path)
+    assert panel.model.source == str(run.path)
 
 
 def test_features_then_similarity(computed: ExplorePanel) -> None:
@@ -172,6 +181,7 @@ def test_features_then_similarity(computed: ExplorePanel) -> None:
     computed.similarity.pick_button.click()
     voxel = (18, 33, 25)  # the corner where the patches reach beyond the scan
     click(computed, voxel)
+    computed.similarity.body_only.setChecked(False)
     layer = similarity_of(computed)
     features = computed.features
     assert layer.data.shape == (5, 9, 7)
@@ -181,6 +191,17 @@ def test_features_then_similarity(computed: ExplorePanel) -> None:
     drawn = np.floor(np.array(layer.world_to_data(computed.scan.data_to_world(voxel))) + 0.5)
     assert tuple(drawn.astype(int)) == token
     assert layer.units == computed.scan.units
+
+
+def test_another_model_forgets_what_the_first_one_saw(computed: ExplorePanel, tmp_path: Path) -> None:
+    section = computed.similarity
+    section.pick_button.click()
+    click(computed, (9, 16, 12))
+    computed.state.model = str(tmp_path / "other")
+    assert computed.features is None
+    assert not section.pick_button.isChecked()
+    assert section.seeds_text.text() == "No voxel picked yet."
+    assert not section.labels_button.isEnabled()
 
 
 def test_every_voxel_lies_under_its_own_token_for_an_oblique_scan(
@@ -230,7 +251,7 @@ def test_only_picking_takes_clicks_and_the_mode_can_be_left(computed: ExplorePan
     assert viewer.cursor.style == "cross"
     banner = _compat.canvas_text(viewer, "med3dssl_pick", "bottom_center")
     assert banner.visible
-    assert "Esc leaves" in banner.text
+    assert "Esc: leave" in banner.text
     assert len(viewer.mouse_drag_callbacks) == before + 1
     qtbot.keyClick(window, Qt.Key.Key_Escape)
     assert not section.pick_button.isChecked()
@@ -264,31 +285,36 @@ def test_contrast_and_labels(computed: ExplorePanel) -> None:
     section = computed.similarity
     section.pick_button.click()
     click(computed, (9, 16, 12))
-    values = similarity_of(computed).data
-    np.testing.assert_allclose(similarity_of(computed).contrast_limits, np.percentile(values, [2, 98]), rtol=1e-5)
+    body = computed.features.body
+    inside = similarity_of(computed).data[body]
+    np.testing.assert_array_equal(similarity_of(computed).data[~body], inside.min())
+    np.testing.assert_allclose(similarity_of(computed).contrast_limits, np.percentile(inside, [2, 98]), rtol=1e-5)
     section.contrast.setValue((10, 50))
-    np.testing.assert_allclose(similarity_of(computed).contrast_limits, np.percentile(values, [10, 50]), rtol=1e-5)
-    section.threshold.setValue(0.5)
+    np.testing.assert_allclose(similarity_of(computed).contrast_limits, np.percentile(inside, [10, 50]), rtol=1e-5)
+    low, high = similarity_of(computed).contrast_limits
+    section.threshold.setValue(30)
     section.labels_button.click()
     labels = computed.viewer.layers[f"{computed.scan.name} · similar"]
     assert labels.data.shape == computed.scan.data.shape
     assert labels.data[9, 16, 12] == 1
-    grid = geometry_of(computed.scan)
+    grid, shown = geometry_of(computed.scan), similarity_of(computed).data
     for voxel in [(0, 0, 0), (18, 33, 25), (5, 20, 11)]:
         token = token_at(voxel, grid, computed.features.geometry)
-        assert labels.data[voxel] == (values[token] >= 0.5)
+        assert labels.data[voxel] == (shown[token] >= low + 0.3 * (high - low))
     np.testing.assert_allclose(labels.scale, computed.scan.scale)
 
 
-def test_embedding_map(computed: ExplorePanel) -> None:
+def test_embedding_map(computed: ExplorePanel, qtbot: Any) -> None:
     computed.embedding.show_button.click()
+    _work_done(qtbot)
     layer = computed.viewer.layers["embedding"]
-    assert layer.data.shape == (5, 9, 7, 3)
-    assert (layer.data[~computed.features.body] == 0).all()
+    assert layer.data.shape == (5, 9, 7, 4)
+    np.testing.assert_array_equal(layer.data[..., 3] > 0, computed.features.body)
     assert "% of the variance" in computed.embedding.explained.text()
     first = layer.data.copy()
     computed.embedding.body_only.setChecked(False)
     computed.embedding.show_button.click()
+    _work_done(qtbot)
     assert computed.viewer.layers["embedding"] is layer
     assert not np.array_equal(layer.data, first)
 
@@ -377,3 +403,16 @@ def test_nothing_is_cut_at_400_pixels_and_everything_has_a_name(computed: Explor
             assert label.height() >= label.heightForWidth(label.width()), label.text()
     for slider in computed.findChildren(QAbstractSlider):
         assert slider.width() > 40 or isinstance(slider, QScrollBar) or not slider.isVisibleTo(computed)
+
+
+def test_a_closed_panel_gives_its_keys_back(state: State, qtbot: Any) -> None:
+    viewer = state.viewer
+    for _ in range(2):
+        panel = ExplorePanel(state)
+        dock = viewer.window.add_dock_widget(panel, name="Explore", area="right")
+        _work_done(qtbot)
+        assert "Alt+X" in {str(key) for key in viewer.keymap}
+        viewer.window.remove_dock_widget(dock)
+        panel.deleteLater()
+        qtbot.waitUntil(lambda: "Alt+X" not in {str(key) for key in viewer.keymap})
+    viewer.add_image(np.zeros((4, 4, 4)), units="mm", axis_labels=("z", "y", "x"))  # nobody listens any more

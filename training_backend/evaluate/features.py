@@ -85,7 +85,7 @@ def tiling(shape: Shape, patch: Shape, profile: InputProfile, overlap: float = 0
         last = max(total - width, 0)
         step = max(1, round(width * (1 - overlap)))
         axes.append([*range(0, last, step), last])
-    return TokenTiles(patch, grid, window, tuple(itertools.product(*axes)))  # type: ignore[arg-type]
+    return TokenTiles(patch, grid, window, tuple(itertools.product(*axes)))
 
 
 def token_features(
@@ -118,7 +118,8 @@ def token_features(
     def features(view: Tensor) -> Tensor:
         out = encoder.encode(view)
         tokens = norm(out.tokens) if normalised and norm is not None else out.tokens
-        return tokens.transpose(1, 2).unflatten(2, out.grid)[0]
+        grid: Tensor = tokens.transpose(1, 2).unflatten(2, out.grid)[0]
+        return grid
 
     values = over_tiles(features, prepared.array, tiles, encoder, progress)
     half = np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
