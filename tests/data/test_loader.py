@@ -198,7 +198,8 @@ def test_a_step_whose_cases_all_fail_is_empty(dataset, run_config, tmp_path):
     assert "missing from the store" in views.failures[0][1]
 
 
-def test_a_killed_worker_does_not_change_the_batches(dataset, run_config):
+def test_a_killed_worker_does_not_change_the_batches(dataset, run_config, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.3)
     config = run_config(data={"workers": 1}, optim={"max_steps": 12})
     expected = [views.images for views in ViewLoader(dataset, config).batches()]
     found = []

@@ -104,6 +104,16 @@ def test_the_store_and_a_file_give_the_same_input(dataset, mr_dataset, run_confi
             assert np.array_equal(stored.restore_labels(stored.label), truth)
 
 
+def test_auto_is_settled_for_ct(dataset, mr_dataset, run_config):
+    assert dataset.info.modality == "CT"
+    assert InputProfile.of(run_config(), dataset.info).intensity.profile == "window"
+    assert InputProfile.of(run_config(), mr_dataset.info).intensity.profile == "auto"
+    inside = thorax_ct(0).volume.array[30:50, 30:60, 30:60]  # no air around: not recognised as CT
+    geometry = Geometry.from_spacing(inside.shape, (1.0, 1.0, 1.0))
+    prepared = prepare([Volume(inside, geometry)], InputProfile.of(run_config(), dataset.info))
+    np.testing.assert_allclose(prepared.array[0], np.clip((inside + 1200) / 2000, 0, 1), atol=1e-6)
+
+
 def test_a_profile_with_another_spacing_resamples_the_store(dataset):
     case = dataset.cases()[0]
     native = open_case(dataset, case).native.spacing_mm

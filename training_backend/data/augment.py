@@ -107,15 +107,14 @@ def _turn(batch: Batch, changes: Sequence[Change], spacing_mm: Sequence[Triple])
     import torch
     from torch.nn import functional
 
-    chosen = [index for index, change in enumerate(changes) if change.matrix is not None]
-    if not chosen:
+    matrices = {index: change.matrix for index, change in enumerate(changes) if change.matrix is not None}
+    if not matrices:
         return
+    chosen = list(matrices)
     size = batch.volume.shape[-3:]
     rows = []
-    for index in chosen:
+    for index, matrix in matrices.items():
         half = np.asarray(size) * np.asarray(spacing_mm[index]) / 2  # grid_sample's units: half the extent
-        matrix = changes[index].matrix
-        assert matrix is not None  # chosen above
         scaled = matrix * half[None, :] / half[:, None]
         rows.append(np.column_stack([scaled[::-1, ::-1], np.zeros(3)]))  # grid_sample orders (x, y, z)
     theta = torch.from_numpy(np.stack(rows).astype(np.float32)).to(batch.volume.device)

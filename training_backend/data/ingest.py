@@ -223,6 +223,7 @@ def _conclude(
     for double in doubles:
         shutil.rmtree(output / "store" / double.case, ignore_errors=True)
     quarantined = [*described.problems, *(r.refused for r in results.values() if r.refused is not None), *doubles]
+    modalities = {image.modality for case in kept for image in case.images}
     names = {entry.index: entry.name for entry in described.info.classes}
     values = {int(value) for case in kept for value in case.store.get("label", {}).get("values", {})}
     info = described.info.model_copy(
@@ -231,6 +232,7 @@ def _conclude(
             "spacing_mm": config.spacing_mm,
             "crop_body": config.crop_body,
             "contrasts": tuple(dict.fromkeys(image.contrast for case in kept for image in case.images)),
+            "modality": modalities.pop() if len(modalities) == 1 else "unknown",
             "classes": class_table(values, names),
         }
     )

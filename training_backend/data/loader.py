@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import signal
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -308,7 +309,13 @@ def _from_workers(reader: _Reader, items: Iterable[_Item], workers: int) -> Iter
         worker_init_fn=_start_worker,
         prefetch_factor=2,
     )
-    return iter(stream)
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    loaded = iter(stream)
+    if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
+        # torch would raise wherever the main thread happens to be when a worker dies; without its handler the death is
+        # found, some seconds later, where the next item is waited for
+        signal.signal(signal.SIGCHLD, before)
+    return loaded
 
 
 def _remembered(items: Iterator[_Item], pending: deque[_Item]) -> Iterator[_Item]:

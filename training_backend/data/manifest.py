@@ -78,6 +78,8 @@ class DatasetInfo(ConfigModel):
     """Folder of the source files, relative to the dataset's folder when below it."""
     contrasts: tuple[str, ...] = ()
     classes: tuple[ClassEntry, ...] = ()
+    modality: str = "unknown"
+    """Of all images, where it is the same: "CT", "MR", ...; else "unknown"."""
     target_names: tuple[str, ...] = ()
     spacing_mm: tuple[float, float, float] | None = None
     """Spacing of the store, or None where each case keeps its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,7 @@ def ellipsoid(
 
 def waves(axes: tuple[Field, Field, Field], rng: np.random.Generator, wavelength_mm: float, count: int = 8) -> Field:
     """Smooth random texture of about unit variance: a sum of plane waves, the same in patient space on any grid."""
-    total: Field | float = 0.0
+    total: Any = 0.0
     for _ in range(count):
         direction = rng.normal(size=3)
         direction *= 2 * np.pi / (wavelength_mm * rng.uniform(0.7, 1.5) * np.linalg.norm(direction))
@@ -86,4 +87,4 @@ def letter_l(axes: tuple[Field, Field, Field], corner: tuple[float, float, float
     stroke = height / 5
     upright = (z > 0) & (z < height) & (x > 0) & (x < stroke)
     foot = (z > 0) & (z < stroke) & (x > 0) & (x < 2 / 3 * height)
-    return (upright | foot) & (np.abs(y) < stroke)
+    return np.asarray((upright | foot) & (np.abs(y) < stroke), bool)

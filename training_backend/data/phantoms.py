@@ -62,7 +62,8 @@ def write_cohort(
             suffix = f"_{channel:04d}" if len(phantom.volumes) > 1 else ""
             images.append(f"imagesTr/{name}{suffix}.nii.gz")
             write_volume(volume, folder / images[-1], overwrite=True)
-        entry: dict[str, object] = {"image": images if len(images) > 1 else images[0], "target": phantom.target, "report": phantom.report}
+        entry: dict[str, object] = {"image": images if len(images) > 1 else images[0]}
+        entry |= {"target": phantom.target, "report": phantom.report}
         if labelled is None or index < labelled:
             entry["label"] = f"labelsTr/{name}.nii.gz"
             write_volume(phantom.labels, folder / "labelsTr" / f"{name}.nii.gz", overwrite=True)

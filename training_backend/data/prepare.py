@@ -42,12 +42,19 @@ class InputProfile(ConfigModel):
 
     @classmethod
     def of(cls, config: RunConfig, info: DatasetInfo) -> InputProfile:
-        """Profile of a run on a dataset."""
+        """Profile of a run on a dataset.
+
+        On CT data "auto" becomes the window it stands for, so a scan is seen the same way even where its file does not
+        say that it is a CT.
+        """
         data = config.data
+        intensity = data.intensity
+        if intensity.profile == "auto" and info.modality == "CT":
+            intensity = intensity.updated({"profile": "window"})
         return cls(
             spacing_mm=info.spacing_mm,
             contrasts=data.contrasts,
-            intensity=data.intensity,
+            intensity=intensity,
             view=data.view,
             size=data.size,
             keep_aspect=data.keep_aspect,

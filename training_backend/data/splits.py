@@ -49,5 +49,6 @@ def _splits(count: int, shares: tuple[float, float, float]) -> list[Split]:
     else:
         test = min(test, count)
         val = count - test if shares[1] else 0
-    splits: list[Split] = ["val"] * val + ["test"] * test
-    return splits + ["train" if shares[0] else "test"] * (count - len(splits))  # type: ignore[list-item]
+    names: tuple[Split, Split, Split] = ("val", "test", "train" if shares[0] else "test")
+    counts = (val, test, count - val - test)
+    return [name for name, times in zip(names, counts, strict=True) for _ in range(times)]

@@ -2,7 +2,7 @@
 
 One folder per case, ``store/CASE/``: one Blosc2 frame per contrast (LZ4HC, int16 or float16), ``label.b2nd``, and
 ``points.npy`` with sampled voxels of every label value and of the body. Every chunk carries a CRC-32 that is compared
-the first time the chunk is used, so a damaged disk gives a sentence, never a wrong voxel.
+the first time a process uses the chunk, so a damaged disk gives a sentence, never a wrong voxel.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CHUNK = (64, 64, 64)
 BLOCK = (8, 16, 64)  # long rows copy fastest; small blocks waste little around a crop
+_TRUSTED: dict[tuple[str, int, int], npt.NDArray[np.bool_]] = {}  # chunks of each file that this process has checked
 _AGAIN = "Ingest this case again: delete its folder and repeat the command."
 
 
@@ -118,11 +119,11 @@ class StoredArray:
 
         self.path = path
         try:
-            found = path.stat().st_size
+            state = path.stat()
         except OSError as error:
             raise _missing(path, error) from error
-        if found != size_bytes:
-            raise DataError(f"{_place(path)} has {found:,} bytes instead of {size_bytes:,}.", _AGAIN)
+        if state.st_size != size_bytes:
+            raise DataError(f"{_place(path)} has {state.st_size:,} bytes instead of {size_bytes:,}.", _AGAIN)
         try:
             self._array: Any = blosc2.open(str(path), mmap_mode="r", dparams=blosc2.DParams(nthreads=1))
             self._checksums = np.frombuffer(self._array.schunk.vlmeta["crc32"], "<u4")
@@ -131,7 +132,8 @@ class StoredArray:
             raise _damaged(path) from error
         grid = [-(-n // chunk) for n, chunk in zip(self.shape, self._array.chunks, strict=True)]
         self._numbers = np.arange(len(self._checksums)).reshape(grid)
-        self._trusted = np.zeros(grid, bool)
+        version = (str(path.absolute()), state.st_size, state.st_mtime_ns)
+        self._trusted = _TRUSTED.setdefault(version, np.zeros(grid, bool))
 
     def read(self, start: Shape, size: Shape) -> Array:
         """The box of `size` voxels at `start`, which must lie inside."""
@@ -187,6 +189,7 @@ def verify_case(dataset: Dataset, case: CaseRecord) -> None:
     """Read everything that is stored of `case` and compare checksums; a `DataError` names what is damaged."""
     stored = open_case(dataset, case)
     for array in (*stored._images, *([stored._label] if stored._label else [])):
+        array._trusted[:] = False
         array._check((slice(None), slice(None), slice(None)))
     _ = stored.points
 
