@@ -120,6 +120,21 @@ def test_stop_saves_and_the_resumed_run_equals_an_uninterrupted_one(pretrain, st
     assert series.series["train/loss"].steps == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_resumes_without_the_weights_it_started_from_and_keeps_their_licence(
+    pretrain, finetune, start, monkeypatch
+):
+    source = start(pretrain(), "source")
+    assert execute(source) == 0
+    card = json.loads(source.card_path.read_text(encoding="utf-8"))
+    source.card_path.write_text(json.dumps({**card, "licence": "CC-BY-NC-4.0"}), encoding="utf-8")
+    run = start(finetune(weights=str(source.path)), "tuned")
+    stop_at(monkeypatch, run, 3, "stop")
+    assert execute(run) == 3
+    shutil.rmtree(source.path)
+    assert execute(run) == 0
+    assert json.loads(run.card_path.read_text(encoding="utf-8"))["licence"] == "CC-BY-NC-4.0"
+
+
 def stop_at(monkeypatch, run, step: int, *requests: str) -> None:
     """Make `requests` after a step of `run`."""
     real = loop._report

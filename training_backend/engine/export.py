@@ -40,6 +40,7 @@ def export_model(session: Session) -> None:
         return
     load_evaluated(work.state.evaluated, checkpoint.read(folder))
     card = card_of(work, checkpoint.step_of(folder))
+    card["licence"] = session.run.record().get("weights_licence", "")
     with_room(session, lambda: save_model(session.run.path, work.state.evaluated, card))
     log.info("exported the model of %s", folder.name)
 
@@ -59,7 +60,6 @@ def card_of(work: Work, step: int) -> dict[str, Any]:
         "seconds": progress.seconds,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "dataset": {"name": info.name, "fingerprint": work.dataset.fingerprint()},
-        "licence": "",
     }
 
 

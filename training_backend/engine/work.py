@@ -27,6 +27,7 @@ from training_backend.methods.base import Batch, StepOutput
 if TYPE_CHECKING:
     from training_backend.methods.base import Method
     from training_backend.tasks.base import Task
+    from training_backend.weights.report import ImportReport
 
 VALIDATIONS = 20
 """Most validations of a run that does not say how often it validates."""
@@ -41,6 +42,7 @@ class Work:
         task: the downstream task, or None when pre-training.
         total_steps: planned optimiser steps.
         steps_per_epoch: optimiser steps in one pass over the training cases; not a whole number in general.
+        imported: what became of the weights the run starts from, if it starts from any.
     """
 
     config: RunConfig
@@ -53,6 +55,7 @@ class Work:
     task: Task | None
     total_steps: int
     steps_per_epoch: float
+    imported: ImportReport | None = None
 
     @property
     def views_per_process(self) -> int:
@@ -71,13 +74,17 @@ class Work:
         return self.task.needs if self.task else None
 
 
-def open_work(config: RunConfig, runtime: Runtime) -> Work:
-    """Build everything for `config`; weights start from the seed and from `config.weights`."""
+def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) -> Work:
+    """Build everything for `config`; weights start from the seed and from `config.weights`.
+
+    A run that resumes takes its weights from a checkpoint, so it does not need `config.weights` any more.
+    """
     method = find_method(config.method.name)
     task = find_task(config.task.name) if config.task else None
     dataset = Dataset.open(config.data.dataset)
     loader = ViewLoader(dataset, config, needs=task.needs if task else None, rank=runtime.rank, world=runtime.world)
-    network = build_network(config, method, task).to(runtime.device)
+    network, imported = build_network(config if not resuming else config.updated({"weights": ""}), method, task)
+    network.to(runtime.device)
     layer_id = functools.partial(task.layer_id, network) if task else None
     optimizer = make_optimizer(network, config.optim, layer_id, runtime.precision)
     state = TrainState(network, optimizer, averaged(network, config.optim.ema), Progress())
@@ -94,10 +101,11 @@ def open_work(config: RunConfig, runtime: Runtime) -> Work:
         task=task,
         total_steps=loader.total_steps,
         steps_per_epoch=loader.views_per_epoch / config.optim.batch_size,
+        imported=imported,
     )
 
 
-def build_network(config: RunConfig, method: Method, task: Task | None) -> nn.Module:
+def build_network(config: RunConfig, method: Method, task: Task | None) -> tuple[nn.Module, ImportReport | None]:
     """Network on the CPU with initial weights drawn from the seed, then overlaid by `config.weights` if given."""
     seeds.generator(config.seed, seeds.INIT)
     if task is None:
@@ -107,8 +115,10 @@ def build_network(config: RunConfig, method: Method, task: Task | None) -> nn.Mo
         encoder = method.build_encoder(config)
         network = task.build(config, encoder)
         start = encoder  # type: ignore[assignment]
-    if config.weights:
-        from training_backend.weights.transfer import init_from
+    if not config.weights:
+        return network, None
+    from training_backend.weights.transfer import init_from
 
-        logging.getLogger(__name__).info("%s", init_from(start, config.weights, config))
-    return network
+    report = init_from(start, config.weights, config)
+    logging.getLogger(__name__).info("%s", report)
+    return network, report

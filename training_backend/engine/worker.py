@@ -90,7 +90,7 @@ def _work(run: RunDirectory, main_process: bool) -> int:
 
 
 def _train(run: RunDirectory, config: RunConfig, control: Control, report: Reporter) -> str:
-    from training_backend.engine import export
+    from training_backend.engine import checkpoint, export
     from training_backend.engine.loop import train
     from training_backend.engine.runtime import Runtime
     from training_backend.engine.session import Session, restore
@@ -99,7 +99,10 @@ def _train(run: RunDirectory, config: RunConfig, control: Control, report: Repor
 
     runtime = Runtime(config.engine)
     try:
-        session = Session(run, open_work(config, runtime), control, report)
+        resuming = checkpoint.newest_verified(run.checkpoints)[0] is not None
+        session = Session(run, open_work(config, runtime, resuming=resuming), control, report)
+        if session.work.imported and runtime.is_main:
+            run.update(weights_licence=session.work.imported.licence)
         resumed = restore(session)
         step = session.work.state.progress.step
         reason = f"Resumed at step {step}." if resumed else ""

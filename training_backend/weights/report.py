@@ -29,6 +29,7 @@ class ImportReport:
         mismatched: in both but in shapes that cannot be reconciled; they keep their initial values.
         dropped: in the file, known, and not part of this network (a decoder, another head).
         unexpected: in the file and unknown to its family.
+        licence: of the weights, as far as it is known.
         encoder: tensors of the network's encoder, `encoder_matched` of which were taken over.
     """
 
@@ -43,6 +44,7 @@ class ImportReport:
     unexpected: tuple[str, ...]
     encoder: int
     encoder_matched: int
+    licence: str = ""
 
     @property
     def share(self) -> float:

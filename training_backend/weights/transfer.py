@@ -91,6 +91,7 @@ def _report(source: Source, fates: Mapping[str, list[Any]], encoder: set[str]) -
         unexpected=tuple(name for name in left if not known.fullmatch(name)),
         encoder=len(encoder),
         encoder_matched=len(encoder & matched),
+        licence=str(source.card.get("licence", "")),
     )
 
 
