@@ -116,8 +116,7 @@ def token_at(voxel: Sequence[float], scan: Geometry, tokens: Geometry) -> Index 
 
 def index_map(source: Geometry, target: Geometry) -> npt.NDArray[np.float64]:
     """4 x 4 from (z, y, x) indices of `source` to (z, y, x) indices of `target`."""
-    mapped: npt.NDArray[np.float64] = np.linalg.solve(target.to_lps, source.to_lps)
-    return mapped
+    return np.asarray(np.linalg.solve(target.to_lps, source.to_lps), np.float64)
 
 
 def on_scan(values: npt.NDArray[Any], tokens: Geometry, scan: Geometry, outside: float = 0) -> npt.NDArray[Any]:
