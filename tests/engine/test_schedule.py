@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+
+from training_backend.config import OptimConfig
+from training_backend.engine.schedule import learning_rate, lr_at_epoch
+
+
+@pytest.mark.parametrize("epoch, rate", [(0, 0.0), (10, 5e-5), (20, 1e-4), (210, 5e-5), (400, 0.0)])
+def test_published_pre_training_schedule(epoch: float, rate: float) -> None:
+    assert lr_at_epoch(epoch, 1e-4, 0.0, 20, 400) == pytest.approx(rate, abs=1e-15)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "poly", "constant"])
+def test_rates_rise_to_the_peak_and_fall_to_the_end(schedule: str) -> None:
+    optim = OptimConfig(lr=1e-3, min_lr=1e-5, warmup=0.1, schedule=schedule)
+    rates = [learning_rate(step, 100, optim) for step in range(101)]
+    assert 0 < rates[0] < rates[5] < rates[9]
+    assert max(rates) == rates[9] == rates[10] == 1e-3
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(1e-3 if schedule == "constant" else 1e-5)
+
+
+def test_a_run_without_warm_up_starts_at_the_peak() -> None:
+    assert learning_rate(0, 10, OptimConfig(lr=0.1, warmup=0.0)) == 0.1
