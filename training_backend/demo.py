@@ -118,12 +118,15 @@ def _train(output: Path, kind: str, seed: int) -> Path:
     from training_backend.watch import train
 
     dataset, runs = output / "dataset", output / "runs"
+    changes: dict[str, Any] = {
+        "seed": seed,
+        "engine": {"threads": 1},
+    }  # leaves the other processors to the loader and the user
     if kind == "pretrain":
-        config = pretrain_config("mae3d", "tiny", dataset, {"seed": seed})
+        config = pretrain_config("mae3d", "tiny", dataset, changes)
     else:
-        config = finetune_config(
-            "segmentation", "tiny", dataset, "mae3d", {"seed": seed, "weights": str(runs / "pretrain")}
-        )
+        changes["weights"] = str(runs / "pretrain")
+        config = finetune_config("segmentation", "tiny", dataset, "mae3d", changes)
     report = train(config, runs / kind)
     if not report.ok:
         raise RunError(f"The demo's {kind} run did not finish: {report}.", f"See {runs / kind / 'log.txt'}.")
