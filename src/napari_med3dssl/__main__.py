@@ -19,8 +19,8 @@ SETTLE_S = 3.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Open the viewer; returns the exit status."""
     parser = argparse.ArgumentParser("napari-med3dssl", description="napari with the Med3D SSL workbench.")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="scans, label maps or DICOM folders to open")
-    parser.add_argument("--screenshots", type=Path, metavar="DIR", help="write pictures of the window there and close it")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="scans, label maps or DICOM folders")
+    parser.add_argument("--screenshots", type=Path, metavar="DIR", help="write pictures of the window and close it")
     arguments = parser.parse_args(argv)
     import napari
 

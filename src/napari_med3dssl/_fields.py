@@ -170,6 +170,7 @@ class Numbers(Editor):
             part.edit.setAccessibleName(f"{name} {axis}".strip())
             part.changed.connect(self.changed)
         self._fill(*self.parts)
+        self.setFocusProxy(self.parts[0].edit)
 
     def value(self) -> Any:
         """The numbers as a tuple, or None when all are empty."""
@@ -191,6 +192,7 @@ class PathEditor(Editor):
         self.field.edit.textEdited.connect(lambda: self.changed.emit())
         self.field.changed.connect(lambda _: self.changed.emit())
         self._fill(self.field)
+        self.setFocusProxy(self.field.edit)
 
     def value(self) -> Path | None:
         """The path."""

@@ -88,12 +88,13 @@ def ingest_described(
     return {**values, "text": str(report)}
 
 
-def make_cohort(folder: str, n: int, seed: int, progress: Report) -> str:
-    """Write phantom patients."""
+def make_cohort(folder: str, n: int, seed: int, shape: list[int], progress: Report) -> str:
+    """Write phantom patients of `shape` voxels along (z, y, x)."""
     from training_backend.data.phantoms import write_cohort
 
     progress(0.0)
-    return str(write_cohort(Path(folder), n, seed))
+    z, y, x = shape
+    return str(write_cohort(Path(folder), n, seed, (z, y, x)))
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def settings_path() -> Path:
-    """File of the choices: in ``MED3DSSL_HOME`` when set, else in the user's configuration folder."""
-    home = os.environ.get("MED3DSSL_HOME")
-    folder = Path(home) if home else user_config_path("med3dssl", appauthor=False)
+    """File of the choices: beside ``MED3DSSL_RUNS`` when that is set, else in the user's configuration folder."""
+    runs = os.environ.get("MED3DSSL_RUNS")
+    folder = Path(runs).parent if runs else user_config_path("med3dssl", appauthor=False)
     return folder / "workbench.json"
 
 
@@ -64,9 +65,15 @@ class Settings:
 def preference(name: str, default: Any) -> Any:
     """Value of ``group.key`` on napari's Preferences page of this plugin, or `default` where there is no such page."""
     group, _, key = name.partition(".")
+    return getattr(getattr(_page(), group, None), key, default)
+
+
+@cache
+def _page() -> Any | None:
+    """This plugin's page of napari's Preferences; None before napari 0.9 and where the plugin is not installed."""
     try:
         from napari.settings import get_plugin_settings
 
-        return getattr(getattr(get_plugin_settings("napari-med3dssl"), group), key)
+        return get_plugin_settings("napari-med3dssl")
     except (ImportError, AttributeError, KeyError, ValueError):
-        return default
+        return None

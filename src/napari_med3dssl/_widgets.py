@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QGuiApplication
 from qtpy.QtWidgets import (
     QComboBox,
@@ -188,14 +188,27 @@ def button(label: str, function: Callable[[], object], tip: str = "") -> QPushBu
 def button_row(*buttons: QWidget) -> QWidget:
     """Buttons beside each other that wrap to more rows where the width does not suffice."""
     row = QWidget()
-    flow = QFlowLayout(row)
-    flow.setContentsMargins(0, 0, 0, 0)
-    for each in buttons:
-        flow.addWidget(each)
+    QFlowLayout(row).setContentsMargins(0, 0, 0, 0)
+    fill_row(row, buttons)
     policy = QSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
     policy.setHeightForWidth(True)
     row.setSizePolicy(policy)
     return row
+
+
+def fill_row(row: QWidget, widgets: Sequence[QWidget]) -> None:
+    """Let a row made by `button_row` show these widgets only; hidden ones would leave gaps in a flow."""
+    flow = row.layout()
+    assert flow is not None
+    kept = []
+    while (item := flow.takeAt(0)) is not None:
+        kept.append(item.widget())
+    for widget in kept:
+        if widget is not None and widget not in widgets:
+            widget.hide()
+    for widget in widgets:
+        flow.addWidget(widget)
+        widget.setVisible(True)
 
 
 def combo(name: str) -> QComboBox:
@@ -208,14 +221,25 @@ def combo(name: str) -> QComboBox:
     return made
 
 
+class WrappingLabel(QLabel):
+    """Plain text that wraps at any width, and asks for no more height than it has at that width."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.setWordWrap(True)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        policy = QSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
+        policy.setHeightForWidth(True)
+        self.setSizePolicy(policy)
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        """One line; the layout asks for the height at its width besides."""
+        return QSize(10, self.fontMetrics().height())
+
+
 def wrapping(text: str) -> QLabel:
     """A label whose text wraps at any width."""
-    label = QLabel(text)
-    label.setWordWrap(True)
-    label.setMinimumWidth(10)
-    label.setTextFormat(Qt.TextFormat.PlainText)
-    label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
-    return label
+    return WrappingLabel(text)
 
 
 def tooltip(text: str) -> str:

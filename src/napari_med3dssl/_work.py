@@ -50,12 +50,11 @@ class Job(QObject):
         if reports:
             options["progress"] = self._report
         self._thread = _Thread(self, function, arguments, options)
-        self._thread.finished.connect(self.ended)
+        self._thread.finished.connect(self._finish)
 
     def start(self) -> Job:
         """Begin; the job keeps itself until it has ended."""
         _running.add(self)
-        self._thread.finished.connect(lambda: _running.discard(self))
         self._thread.start()
         return self
 
@@ -67,6 +66,10 @@ class Job(QObject):
     def running(self) -> bool:
         """Whether the work goes on."""
         return self in _running
+
+    def _finish(self) -> None:
+        _running.discard(self)
+        self.ended.emit()
 
     def _report(self, share: float, text: str = "") -> bool:
         if self._stop.is_set():

@@ -23,6 +23,8 @@ class Row:
 
     case: CaseRecord | None
     left_out: Quarantined | None = None
+    split_drawn: bool = False
+    """Whether the split will be drawn by subject when the dataset is saved."""
 
     @property
     def sign(self) -> str:
@@ -51,7 +53,8 @@ class Row:
         spacing = "×".join(f"{mm:.3g}" for mm in image.spacing_mm) if image is not None and image.spacing_mm else "?"
         target = "" if self.case.target is None else ", ".join(f"{value:g}" for value in self.case.target)
         label = "voxels" if self.case.label is not None else target or "none"
-        return (self.sign, self.case.id, voxels, spacing, label, "excluded" if self.case.excluded else self.case.split)
+        split = "excluded" if self.case.excluded else "drawn" if self.split_drawn else self.case.split
+        return (self.sign, self.case.id, voxels, spacing, label, split)
 
 
 class CaseTable(QTableWidget):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,19 @@ EMPTY = (
     "A dataset is made once from a folder of scans and then trained on. Drop a folder here: NIfTI, NRRD, MHA, DICOM, "
     "MSD, nnU-Net, BIDS and lists are recognised. Nothing is changed in the folder."
 )
+LAYOUTS = {
+    "folder": "a plain folder",
+    "paired": "folders of images and labels",
+    "msd": "MSD",
+    "nnunet": "nnU-Net raw",
+    "bids": "BIDS",
+    "monai": "a MONAI datalist",
+    "csv": "a table",
+    "list": "a list of paths",
+    "ua-mt": "UA-MT",
+    "dicom": "a DICOM tree",
+}
+"""Names of the layouts as a sentence uses them."""
 SPLITS = ("train", "val", "test", "unlabelled")
 
 
@@ -119,10 +134,10 @@ class DataPanel(QWidget):
         name, agreed = QInputDialog.getText(self, "Add as a case", "Name of the case:", text=suggested)
         if not agreed or not name.strip():
             return
-        dataset, replace = self.dataset, name.strip() in self.dataset.records
+        dataset, known = self.dataset, _file_safe(name) in self.dataset.records
         self._start(
             f"Adding {name}…",
-            lambda progress: dataset.add_case(images, label, id=_file_safe(name), replace=replace),
+            lambda progress: dataset.add_case(images, label, id=_file_safe(name), replace=known),
             lambda case: self._added(case),
         )
 
@@ -199,15 +214,17 @@ class DataPanel(QWidget):
         settings.column.addWidget(self.form)
         self.size = wrapping("")
         saving = QWidget()
-        column = QFormLayout(saving)
-        column.setContentsMargins(0, 0, 0, 0)
+        whole = QVBoxLayout(saving)
+        whole.setContentsMargins(0, 0, 0, 0)
+        column = QFormLayout()
         column.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
         column.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         column.addRow("Name", self.name)
         column.addRow("Save in", self.output)
-        column.addRow(settings)
-        column.addRow(self.size)
-        column.addRow(button_row(button("Save dataset", self.save_dataset, "Check every scan and store it.")))
+        whole.addLayout(column)
+        for widget in (settings, self.size):
+            whole.addWidget(widget)
+        whole.addWidget(button_row(button("Save dataset", self.save_dataset, "Check every scan and store it.")))
         self.form.changed.connect(self._tell_size)
         return saving
 
@@ -270,7 +287,8 @@ class DataPanel(QWidget):
         self.name.setText(described.info.name)
         self.output.show_path(_datasets_folder() / _file_safe(described.info.name))
         cases, problems = len(described.cases), len(described.problems)
-        text = f"Recognised as {described.info.layout}: {cases} cases"
+        layout = LAYOUTS.get(described.info.layout, described.info.layout)
+        text = f"Recognised as {layout}: {cases} cases"
         self.notice.say(
             "warning" if problems else "ok", f"{text}, {problems} left out; see the rows." if problems else f"{text}."
         )
@@ -304,7 +322,9 @@ class DataPanel(QWidget):
 
     def _rows(self) -> list[Row]:
         if self.described is not None:
-            return [Row(case) for case in self.described.cases] + [Row(None, each) for each in self.described.problems]
+            given = self.described.given_splits
+            rows = [Row(case, split_drawn=case.id not in given) for case in self.described.cases]
+            return rows + [Row(None, each) for each in self.described.problems]
         if self.dataset is not None:
             return [Row(case) for case in self.dataset.records.values()] + [
                 Row(None, each) for each in self.dataset.quarantined()
@@ -343,8 +363,6 @@ class DataPanel(QWidget):
         """Replace the chosen cases by changed copies, in the description or in the dataset on disk."""
         chosen = {case.id: case.model_copy(update=change(case)) for case in self.table.chosen()}
         if self.described is not None:
-            from dataclasses import replace
-
             self.described = replace(self.described, cases=[chosen.get(case.id, case) for case in self.described.cases])
         elif self.dataset is not None:
             before = dict(self.dataset.records)
@@ -364,6 +382,9 @@ class DataPanel(QWidget):
 
     def _move(self, index: int) -> None:
         if index > 0:
+            if self.described is not None:
+                given = self.described.given_splits | {case.id for case in self.table.chosen()}
+                self.described = replace(self.described, given_splits=given)
             self._change(lambda case: {"split": SPLITS[index - 1]})
         self.split.setCurrentIndex(0)
 
@@ -387,7 +408,7 @@ class DataPanel(QWidget):
         self.used.clear()
         self.used.addItem("none", None)
         for path in known:
-            self.used.addItem(Path(path).name, path)
+            self.used.addItem(_dataset_name(Path(path)), path)
         self.used.setCurrentIndex(max(0, self.used.findData(str(self.state.dataset or ""))))
         self.used.setToolTip(str(self.state.dataset or ""))
 
@@ -446,6 +467,14 @@ def _open_layers(viewer: Any) -> tuple[list[Any], Any]:
             "Hide the labels, or resample them onto the scan first.",
         )
     return volumes, label
+
+
+def _dataset_name(folder: Path) -> str:
+    try:
+        name = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError):
+        return folder.name
+    return f"{name} ({folder.name})"
 
 
 def _datasets_folder() -> Path:

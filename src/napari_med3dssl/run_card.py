@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QTextCursor
 from qtpy.QtWidgets import QCheckBox, QLabel, QPlainTextEdit, QProgressBar, QSplitter, QVBoxLayout, QWidget
 
 from napari_med3dssl._plot import LossPlot
-from napari_med3dssl._widgets import Notice, button, button_row, wrapping
+from napari_med3dssl._widgets import Notice, button, button_row, fill_row, wrapping
 
 if TYPE_CHECKING:
     from training_backend.jobs.monitor import Series, Update
@@ -38,6 +38,7 @@ class RunCard(QWidget):
 
     def __init__(self, viewer: Any) -> None:
         super().__init__()
+        self._allowed: tuple[str, ...] = ()
         self.name = QLabel()
         self.name.setStyleSheet("font-weight: bold;")
         self.state = wrapping("")
@@ -60,7 +61,8 @@ class RunCard(QWidget):
         self.log.setAccessibleName("Log of the run")
         self.log.setLineWrapMode(QPlainTextEdit.LineWrapMode.WidgetWidth)
         self.log.setPlaceholderText("The log is empty so far.")
-        split = QSplitter(Qt.Orientation.Vertical)
+        self._row = button_row(*self.buttons.values(), self.previews)
+        split = _Split(Qt.Orientation.Vertical)
         split.addWidget(self.plot)
         split.addWidget(self.log)
         split.setChildrenCollapsible(False)
@@ -71,7 +73,7 @@ class RunCard(QWidget):
         column.setSpacing(4)
         for widget in (self.name, self.bar, self.state, self.facts, self.notice):
             column.addWidget(widget)
-        column.addWidget(button_row(*self.buttons.values(), self.previews))
+        column.addWidget(self._row)
         column.addWidget(split, 1)
 
     def begin(self, run: RunSummary) -> None:
@@ -100,10 +102,10 @@ class RunCard(QWidget):
         self.bar.setFormat(f"step {run.step} / {run.steps}" if run.steps else run.state)
         if step is not None or not run.alive:
             self.facts.setText(facts_line(run, step or {}))
-        allowed = {*run.actions, "open", "copy"}
-        for action, made in self.buttons.items():
-            made.setVisible(action in allowed)
-        self.buttons["clone"].setVisible(run.state != "damaged")
+        allowed = tuple(action for action in ACTIONS if action in (*run.actions, "open", "copy"))
+        if allowed != self._allowed:
+            self._allowed = allowed
+            fill_row(self._row, [*(self.buttons[action] for action in allowed), self.previews])
 
     def _append(self, text: str) -> None:
         """Add to the log; it follows its end until the reader scrolls up."""
@@ -116,10 +118,18 @@ class RunCard(QWidget):
             scroll.setValue(scroll.maximum())
 
 
+class _Split(QSplitter):
+    """Curves above the log; wants little height, so that the page need not scroll, and takes all there is."""
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """A height that suffices."""
+        return QSize(200, 260)
+
+
 def facts_line(run: RunSummary, step: dict[str, Any]) -> str:
     """``ETA 1 h 12 min · ends 14:35 · 1.8 steps/s · 6.2 GB · lr 3.1e-04``, without what is not known."""
     parts = []
-    if run.eta_s is not None and run.alive:
+    if run.eta_s is not None and run.state == "running":
         ends = time.strftime("%H:%M", time.localtime(time.time() + run.eta_s))
         parts += [f"ETA {duration(run.eta_s)}", f"ends {ends}"]
     if step.get("step_s"):

@@ -22,6 +22,7 @@ from napari_med3dssl._previews import read_pictures
 from napari_med3dssl._settings import preference
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, Page, button, button_row, copy_text, wrapping
+from napari_med3dssl.commands import training_command
 from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.results import open_results
 from napari_med3dssl.run_card import RunCard
@@ -67,6 +68,7 @@ class RunsPanel(QWidget):
         self.monitor: Monitor | None = None
         self._look: _work.Job | None = None
         self._wanted: Path | None = None
+        self._finished: set[Path] = set()
         self._drawn: tuple[Path | None, float] = (None, 0.0)
         self._pictures = PictureLayers(state.viewer, " · live")
         self._build()
@@ -102,8 +104,7 @@ class RunsPanel(QWidget):
         if action == "open":
             open_results(self, self.state.viewer, run, self.notice)
         elif action == "copy":
-            copy_text(command_of(run))
-            self.notice.say("ok", "The command is on the clipboard.")
+            self._copy_command(run)
         elif action == "clone":
             self.state.tab_wanted.emit("Pre-train" if run.kind == "pretrain" else "Fine-tune", run.path)
         elif action == "delete" and not self._agreed(run):
@@ -177,6 +178,10 @@ class RunsPanel(QWidget):
     def _show(self, found: tuple[list[RunSummary], Update | None]) -> None:
         """Bring table and card up to date after a look at the disk."""
         self.runs, update = found
+        finished = {run.path for run in self.runs if run.state == "finished"}
+        if finished != self._finished:
+            self._finished = finished
+            self.state.runs_changed.emit()  # there is a model more, or less, to choose
         self._fill_table()
         self.empty.setVisible(not self.runs)
         self.table.setVisible(bool(self.runs))
@@ -243,6 +248,16 @@ class RunsPanel(QWidget):
         self._drawn = (self.monitor.preview, time.monotonic())
         _work.start(self, read_pictures, self.monitor.preview, done=self._pictures.show, failed=lambda _: None)
 
+    def _copy_command(self, run: RunSummary) -> None:
+        from training_backend.config import RunConfig
+
+        try:
+            copy_text(training_command(RunConfig.load(run.path / "config.yaml"), f"{run.path.name}-2"))
+        except Med3dError as error:
+            self._complain(str(error))
+            return
+        self.notice.say("ok", "The command is on the clipboard.")
+
     def _agreed(self, run: RunSummary) -> bool:
         text = f"Delete the run {run.name} with its checkpoints, pictures and model in\n{run.path}?"
         answer = QMessageBox.question(self, "Delete a run", text)
@@ -253,21 +268,6 @@ class RunsPanel(QWidget):
 
     def _complain(self, sentence: str) -> None:
         self.notice.say("error", sentence)
-
-
-def command_of(run: RunSummary) -> str:
-    """Command that starts the same run anew from a terminal."""
-    import shlex
-
-    config, output = run.path / "config.yaml", f"{run.path.name}-2"
-    from training_backend.config import RunConfig
-
-    try:
-        data = RunConfig.load(config).data.dataset
-    except Med3dError:
-        data = Path("DATASET")
-    verb = "pretrain" if run.kind == "pretrain" else "finetune"
-    return shlex.join(["med3dssl", verb, "--config", str(config), "--data", str(data), "--output", output])
 
 
 def _look_at_disk(monitor: Monitor | None) -> tuple[list[RunSummary], Update | None]:

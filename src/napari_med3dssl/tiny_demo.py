@@ -9,6 +9,7 @@ from typing import Any
 from napari_med3dssl import _prepare
 
 PATIENTS = 8
+SHAPE = [48, 72, 72]
 
 
 def make_demo_dataset(progress: Callable[[float, str], object], patients: int = PATIENTS) -> Path:
@@ -20,7 +21,9 @@ def make_demo_dataset(progress: Callable[[float, str], object], patients: int = 
     if (dataset / "dataset.json").is_file():
         return dataset
     folder.mkdir(parents=True, exist_ok=True)
-    _prepare.call("cohort", progress, "Drawing patients", folder=str(folder / "cohort"), n=patients, seed=0)
+    _prepare.call(
+        "cohort", progress, "Drawing patients", folder=str(folder / "cohort"), n=patients, seed=0, shape=SHAPE
+    )
     described = _prepare.call("describe", progress, "Looking at the files", path=str(folder / "cohort"))
     _prepare.call(
         "ingest",
