@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from training_backend.errors import Med3dError
 
 COMMANDS = {
-    "demo": "phantom cohort, pre-training, fine-tuning, prediction, and the result in napari; about four minutes on a CPU",
+    "demo": "the whole way on generated patients, with the result in napari; a few minutes on a CPU",
     "doctor": "what of this machine would hinder training, and the command that mends it",
     "pretrain": "learn an encoder from unlabelled scans",
     "finetune": "put a task on an encoder",
@@ -120,7 +120,7 @@ def _call(function: Callable[..., Any], prog: str, arguments: list[str]) -> int:
     annotations.pop("return", None)  # names a type that is only imported for type checkers
     for name, hint in get_type_hints(function).items():
         if name in POSITIONAL:
-            annotations[name] = tyro.conf.Positional[hint]
+            annotations[name] = tyro.conf.Positional[hint]  # type: ignore[valid-type, misc]
     return _show(tyro.cli(function, prog=prog, args=arguments))
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from napari_med3dssl import _layers, _work
 from napari_med3dssl._canvas import parallel
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice
 from training_backend.errors import Med3dError
+
+if TYPE_CHECKING:
+    from training_backend.data.volume import Volume
 
 
 class GeometryOffer(Notice):
@@ -36,10 +40,11 @@ class GeometryOffer(Notice):
             return
         first, other = pair
         text = (
-            f"{other.name} is rotated against {first.name}, so they do not overlay truly. "
-            f"A copy of it resampled onto the grid of {first.name} does."
+            f"{other.name} is rotated against {first.name}, so they do not overlay truly. A copy of it resampled onto "
+            f"the grid of {first.name} does; if the patient moved between them, align the copy as well."
         )
-        self.say("warning", text, [("Resample", self.resample), ("Leave as it is", self.decline)])
+        choices = [("Resample", self.resample), ("Align too", self.align), ("Leave as it is", self.decline)]
+        self.say("warning", text, choices)
 
     def rotated_pair(self) -> tuple[Any, Any] | None:
         """The bottom scan and the first scan above it with other axes, unless that was declined or done."""
@@ -56,21 +61,26 @@ class GeometryOffer(Notice):
 
     def resample(self) -> None:
         """Add a copy of the rotated scan on the grid of the bottom one, and hide the original."""
+        self._add_copy(_resampled, "Resampling")
+
+    def align(self) -> None:
+        """Likewise, after a rigid alignment of the two by their mutual information."""
+        self._add_copy(_aligned, "Aligning")
+
+    def _add_copy(self, make: Callable[[Volume, Volume], Volume], verb: str) -> None:
         pair = self.rotated_pair()
         if pair is None:
             return
-        from training_backend.data.resample import resample_like
-
         first, other = pair
         volume, reference = _layers.volume_of(other), _layers.volume_of(first)
-        self.say("busy", f"Resampling {other.name}…")
+        self.say("busy", f"{verb} {other.name}…")
 
         def show(resampled: Any) -> None:
             _layers.add(self._state.viewer, _layers.volume_layer(resampled, name=f"{other.name} · resampled"))
             other.visible = False
             self.look()
 
-        _work.start(self, resample_like, volume, reference, done=show, failed=lambda text: self.say("error", text))
+        _work.start(self, make, volume, reference, done=show, failed=lambda text: self.say("error", text))
 
     def decline(self) -> None:
         """Do not offer this again."""
@@ -78,6 +88,18 @@ class GeometryOffer(Notice):
         if pair is not None:
             self._declined.add(str(pair[1].unique_id))
         self.look()
+
+
+def _resampled(volume: Volume, reference: Volume) -> Volume:
+    from training_backend.data.resample import resample_like
+
+    return resample_like(volume, reference)
+
+
+def _aligned(volume: Volume, reference: Volume) -> Volume:
+    from training_backend.data.align import align
+
+    return _resampled(align(volume, reference), reference)
 
 
 def _is_scan(layer: Any) -> bool:

@@ -52,7 +52,7 @@ class ConfigModel(BaseModel):
 def ui(
     *, advanced: bool = False, label: str = "", widget: str = "", unit: str = "", hidden: bool = False
 ) -> dict[str, Any]:
-    """Hints for the form of a field: fold it under *Advanced*, its label, a special control, its unit, or no control."""
+    """Hints for the form of a field: fold it under *Advanced*, its label, a special control, its unit, none at all."""
     return {"ui": {"advanced": advanced, "label": label, "widget": widget, "unit": unit, "hidden": hidden}}
 
 
