@@ -186,11 +186,13 @@ class ViewLoader:
             for one in stream:
                 pending.popleft()
                 yield one
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            return
+        except (RuntimeError, OSError, EOFError) as error:  # cases that cannot be read are no errors here
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             logger.warning("A loader process died (%s); reading goes on in this process.", error)
-            yield from map(reader.__getitem__, itertools.chain(list(pending), items))
+        del stream  # ends the processes that are left
+        yield from map(reader.__getitem__, itertools.chain(list(pending), items))
 
     @staticmethod
     def _item(slots: Sequence[int]) -> _Item:
