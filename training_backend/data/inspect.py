@@ -6,26 +6,27 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from training_backend.data.dataset import Quarantined
 from training_backend.data.manifest import CaseRecord
 from training_backend.report import Table
 
 
 def inspect(path: Path) -> Table:
     """Facts of a scan, or the cases of a folder or dataset, one row each."""
-    from training_backend.data.read import can_read
-
     path = Path(path)
     if (path / "dataset.json").is_file() and (path / "manifest.jsonl").is_file():
         from training_backend.data.dataset import Dataset
 
         dataset = Dataset.open(path)
-        return _cases(dataset.info.layout, dataset.cases())
-    if path.is_file() or not path.exists() or can_read(path):
+        return _cases(dataset.info.layout, dataset.cases(), dataset.quarantined())
+    if not path.is_dir():
         return _scan(path)
     from training_backend.data.importers import describe
 
     described = describe(path)
-    return _cases(described.info.layout, described.cases)
+    if described.info.layout == "dicom" and len(described.cases) == 1:
+        return _scan(path)
+    return _cases(described.info.layout, described.cases, described.problems)
 
 
 def _scan(path: Path) -> Table:
@@ -45,12 +46,14 @@ def _scan(path: Path) -> Table:
     return table
 
 
-def _cases(layout: str, cases: Sequence[CaseRecord]) -> Table:
+def _cases(layout: str, cases: Sequence[CaseRecord], left_out: Sequence[Quarantined]) -> Table:
     table = Table(("case", "split", "images", "label", "target", "problems"))
     for case in cases:
         images = ", ".join(f"{image.contrast} {image.shape or ''}".strip() for image in case.images)
         target = "-" if case.target is None else ", ".join(f"{value:g}" for value in case.target)
         table.add(case.id, case.split, images, "yes" if case.label else "-", target, " ".join(case.problems) or "-")
+    for item in left_out:
+        table.add(item.case or item.path, "left out", "", "", "", item.reason)
     splits = ", ".join(f"{count} {split}" for split, count in Counter(case.split for case in cases).items())
     table.add(f"{len(cases)} cases", splits, f"layout {layout}", "", "", "")
     return table
