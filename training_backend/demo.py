@@ -70,11 +70,11 @@ def run_demo(output: Path, *, headless: bool = False, seed: int = 0) -> DemoSumm
         _ingest(output)
     with _timed(summary, "pre-train"):
         pretrained = _train(output, "pretrain", seed)
-        losses = [values["loss"] for values in _validations(pretrained) if "loss" in values]
+        losses = _validation_scores(pretrained)
         summary.pretrain_loss = (losses[0], min(losses))
     with _timed(summary, "fine-tune"):
         finetuned = _train(output, "finetune", seed)
-        summary.validation_dice = max(values["score"] for values in _validations(finetuned))
+        summary.validation_dice = max(_validation_scores(finetuned))
     with _timed(summary, "predict"):
         prediction, summary.new_case_dice = _predict(output, finetuned, new_case)
     with _timed(summary, "view"):
@@ -133,11 +133,11 @@ def _train(output: Path, kind: str, seed: int) -> Path:
     return runs / kind
 
 
-def _validations(run: Path) -> list[dict[str, float]]:
+def _validation_scores(run: Path) -> list[float]:
     from training_backend.engine.events import EventReader
 
     events = EventReader(run / "events.jsonl").read()
-    return [event["values"] for event in events if event["type"] == "metrics" and event["split"] == "val"]
+    return [event["score"] for event in events if event["type"] == "metrics" and event["split"] == "val"]
 
 
 def _predict(output: Path, run: Path, new_case: tuple[Path, Path]) -> tuple[Path, dict[str, float]]:
