@@ -87,13 +87,13 @@ def test_learns_to_find_balls_within_seconds_and_predicts_them_in_larger_scans()
     optimiser = torch.optim.AdamW(net.parameters(), 5e-3)
     net.train()
     losses = []
-    for _ in range(40):
+    for _ in range(80):
         loss = TASK.training_step(net, batch, GENERATOR).loss
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.25 * losses[0]
     scan = balls(1, (19, 30, 23))
     shares: list[float] = []
     found = TASK.predict(net, run, scan.volume, lambda share: shares.append(share) is None)
@@ -101,7 +101,7 @@ def test_learns_to_find_balls_within_seconds_and_predicts_them_in_larger_scans()
     assert torch.allclose(found.sum(0), torch.ones(19, 30, 23), atol=1e-5)
     assert shares[-1] == 1.0
     result = CaseResult("scan", found.argmax(0).numpy(), scan.labels[0].numpy(), (1.0, 1.0, 1.0))
-    assert TASK.evaluate(run, [result])["score"] > 0.8
+    assert TASK.evaluate(run, [result])["score"] > 0.75
 
 
 def test_the_same_batch_gives_the_same_loss() -> None:
@@ -140,7 +140,7 @@ def test_layer_decay_slows_the_encoder_and_not_the_rest() -> None:
     scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
     assert scale["encoder.patch_embed.proj.weight"] == 0.5**3
     assert scale["encoder.blocks.1.mlp.fc1.weight"] == 0.5
-    assert {scale["head.weight"], scale["fuse.1.expand.weight"], scale["down.0.0.0.weight"]} == {1.0}
+    assert {scale["head.weight"], scale["fuse.1.expand.weight"], scale["down.0.0.weight"]} == {1.0}
 
 
 def test_scores_leave_out_classes_that_no_case_has() -> None:

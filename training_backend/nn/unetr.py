@@ -4,7 +4,7 @@ Convolutions see edges at full detail and learn from a handful of cases within m
 encoder knows from pre-training. As in UNETR (Hatamizadeh et al. 2022, section 3.1) tokens of several depths join
 the decoder at several scales. Three departures keep it fast on small data and small machines: the raw volume has an
 encoder path of its own instead of one convolution; a token becomes up to 4 x 4 x 4 finer positions through one matrix
-product instead of a chain of transposed convolutions; and features are added to the skips instead of doubling them.
+product instead of a chain of transposed convolutions; and features and skips are added instead of concatenated.
 """
 
 from __future__ import annotations
@@ -55,14 +55,13 @@ class Unetr(nn.Module):
         self.freeze = freeze
         if freeze:
             self.encoder.requires_grad_(False)
-        inputs = [encoder.in_channels, *channels]
-        strides = [stem_stride] + [2] * (len(channels) - 1)
-        self.down = nn.ModuleList(_stage(*pair) for pair in zip(inputs, channels, strides, strict=False))
+        steps = list(itertools.pairwise(channels))
+        stem = ConvUnit(encoder.in_channels, channels[0], stem_stride)
+        self.down = nn.ModuleList([stem, *(_stage(fine, coarse) for fine, coarse in steps)])
         self.fuse = nn.ModuleDict(_fusions(encoder, channels, stem_stride))
         self.bottom = ConvUnit(channels[-1], channels[-1])
-        steps = list(itertools.pairwise(channels))
         self.up = nn.ModuleList(nn.ConvTranspose3d(coarse, fine, 2, 2) for fine, coarse in steps)
-        self.join = nn.ModuleList(ConvUnit(2 * fine, fine) for fine, _ in steps)
+        self.join = nn.ModuleList(ConvUnit(fine, fine) for fine, _ in steps)
         self.head = _head(channels[0], classes, stem_stride)
         coarser = channels[1:-1] if deep_supervision else ()
         self.coarse_heads = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in coarser)
@@ -74,7 +73,7 @@ class Unetr(nn.Module):
         decoded: list[Tensor] = []
         for level in reversed(range(len(self.up))):
             skip = levels[level]
-            x = self.join[level](torch.cat([_cut(self.up[level](x), skip), skip], dim=1))
+            x = self.join[level](_cut(self.up[level](x), skip) + skip)
             decoded.insert(0, x)
         logits = _cut(self.head(x), volume)
         if not self.training:
@@ -89,7 +88,7 @@ class Unetr(nn.Module):
 
     def _levels(self, volume: Tensor) -> list[Tensor]:
         """Convolutional features of every level, fine to coarse, with the encoder's features added."""
-        x = volume.contiguous(memory_format=torch.channels_last_3d)  # twice as fast on the CPU
+        x = volume.contiguous(memory_format=torch.channels_last_3d) if volume.device.type == "cpu" else volume
         levels = []
         for stage in self.down:
             x = stage(x)
@@ -177,8 +176,8 @@ class PyramidMap(nn.Module):
         return _resized(self.project(features.pyramid[self.index]), size)
 
 
-def _stage(inputs: int, outputs: int, stride: int) -> nn.Module:
-    return nn.Sequential(ConvUnit(inputs, outputs, stride), Residual(ConvUnit(outputs, outputs)))
+def _stage(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(ConvUnit(inputs, outputs, stride=2), Residual(ConvUnit(outputs, outputs)))
 
 
 def _head(channels: int, classes: int, stem_stride: int) -> nn.Module:
