@@ -51,7 +51,7 @@ def open_files(viewer: Any, paths: Sequence[Path]) -> list[Path]:
 
     failed, added = [], []
     for path in paths:
-        layers = [layer for layer in _reader.read(path) if layer[0] is not None]
+        layers = _reader.read_or_tell(path)
         added += [_layers.add(viewer, layer) for layer in layers]
         if not layers:
             failed.append(path)
@@ -65,7 +65,7 @@ def take_screenshots(viewer: Any, workbench: Workbench, folder: Path) -> list[Pa
     """Pictures of the whole window at 1280 x 800, one per tab of the workbench."""
     folder.mkdir(parents=True, exist_ok=True)
     viewer.window.resize(1280, 800)
-    written = []
+    written: list[Path] = []
     for name in workbench.panels:
         workbench.show_tab(name)
         settle(SETTLE_S if not written else 1.0)

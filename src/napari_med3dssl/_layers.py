@@ -257,7 +257,7 @@ def _shape3(array: Any, rgb: bool | None = None) -> Shape:
         shape = shape[:-1]
     if len(shape) != 3:
         raise GeometryError(f"A volume has the three axes (z, y, x), found an array of shape {tuple(array.shape)}.")
-    return shape  # type: ignore[return-value]
+    return shape
 
 
 def _check_shape(shape: Shape, geometry: Geometry) -> None:

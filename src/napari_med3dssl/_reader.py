@@ -31,14 +31,17 @@ def get_reader(path: str | Path | Sequence[str | Path]) -> Reader | None:
 
 def read(path: str | Path | Sequence[str | Path]) -> list[LayerData] | list[tuple[None]]:
     """Layers of all paths; what cannot be read is told in a notification, one sentence per file."""
-    layers: list[LayerData] = []
-    for each in _paths(path):
-        try:
-            layers += read_layers(each)
-        except Med3dError as error:
-            log.info("not opened: %s", each, exc_info=error)
-            _tell(str(error), error=True)
-    return layers or NOTHING
+    return [layer for each in _paths(path) for layer in read_or_tell(each)] or NOTHING
+
+
+def read_or_tell(path: Path) -> list[LayerData]:
+    """Layers of one file or DICOM folder; none after a notification that says why it cannot be read."""
+    try:
+        return read_layers(path)
+    except Med3dError as error:
+        log.info("not opened: %s", path, exc_info=error)
+        _tell(str(error), error=True)
+        return []
 
 
 def read_layers(path: Path) -> list[LayerData]:

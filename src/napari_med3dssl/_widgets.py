@@ -48,12 +48,12 @@ class Section(QWidget):
     def __init__(self, title: str, *, folded: bool = True, tip: str = "") -> None:
         super().__init__()
         self._title = title
+        self.content = QWidget()
         self._button = QPushButton()
         self._button.setFlat(True)
         self._button.setStyleSheet("text-align: left; font-weight: bold; padding: 3px;")
         self._button.setToolTip(tooltip(tip))
         self._button.clicked.connect(lambda: self.fold(not self.content.isHidden()))
-        self.content = QWidget()
         self.column = QVBoxLayout(self.content)
         self.column.setContentsMargins(10, 0, 0, 4)
         layout = QVBoxLayout(self)

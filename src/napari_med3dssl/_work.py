@@ -103,11 +103,11 @@ def start(
     owner: QObject,
     function: Callable[..., Any],
     *arguments: Any,
-    done: Callable[[Any], None] | None = None,
-    failed: Callable[[str], None] | None = None,
-    cancelled: Callable[[], None] | None = None,
-    progressed: Callable[[float, str], None] | None = None,
-    ended: Callable[[], None] | None = None,
+    done: Callable[[Any], object] | None = None,
+    failed: Callable[[str], object] | None = None,
+    cancelled: Callable[[], object] | None = None,
+    progressed: Callable[[float, str], object] | None = None,
+    ended: Callable[[], object] | None = None,
     **options: Any,
 ) -> Job:
     """Run `function(*arguments, **options)` in a thread and tell `owner` of its end, as long as `owner` exists.
@@ -129,7 +129,7 @@ def wait_all(milliseconds: int = 5000) -> None:
         job._thread.wait(milliseconds)
 
 
-def _while_alive(owner: QObject, slot: Callable[..., None]) -> Callable[..., None]:
+def _while_alive(owner: QObject, slot: Callable[..., object]) -> Callable[..., None]:
     def call(*values: Any) -> None:
         if isalive(owner):
             slot(*values)

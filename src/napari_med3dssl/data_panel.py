@@ -262,7 +262,7 @@ class DataPanel(QWidget):
         self._job = _work.start(
             self,
             work,
-            done=lambda result: (self.notice.clear(), then(result)),
+            done=lambda result: self._done(then, result),
             failed=lambda text: self.notice.say("error", text),
             cancelled=lambda: self.notice.say(
                 "info", "Cancelled. What was stored so far is kept; saving again goes on."
@@ -271,6 +271,10 @@ class DataPanel(QWidget):
             ended=self._refresh,
         )
         self._refresh()
+
+    def _done(self, then: Callable[[Any], object], result: Any) -> None:
+        self.notice.clear()
+        then(result)
 
     def _progress(self, share: float, text: str) -> None:
         if share > 0:

@@ -46,7 +46,10 @@ class DoctorDialog(QDialog):
             if item.widget() is not None:
                 item.widget().deleteLater()
         bad = sum(finding.state == "bad" for finding in findings)
-        self.notice.say("error" if bad else "ok", f"{bad} things to mend." if bad else "Nothing hinders training here.")
+        plural = "s" if bad > 1 else ""
+        self.notice.say(
+            "error" if bad else "ok", f"{bad} thing{plural} to mend." if bad else "Nothing hinders training here."
+        )
         for finding in findings:
             self.page.column.addWidget(_line(finding))
         self.page.column.addStretch(1)

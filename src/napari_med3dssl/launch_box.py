@@ -124,11 +124,11 @@ class LaunchBox(QWidget):
         self._job = _work.start(
             self,
             lambda progress: client.request(op, config=plain, progress=progress, **params),
-            done=lambda values: (self.notice.clear(), then(values)),
+            done=lambda values: self._answered(then, values),
             failed=self._complain,
             cancelled=lambda: self.notice.say("info", "Cancelled."),
             progressed=self._progress,
-            ended=lambda: (self.bar.hide(), self.cancel.hide()),
+            ended=self._idle,
         )
 
     def save_yaml(self) -> None:
@@ -170,6 +170,14 @@ class LaunchBox(QWidget):
             self.bar.setValue(round(100 * share))
         if text:
             self.notice.say("busy", f"{text}…")
+
+    def _answered(self, then: Callable[[dict[str, Any]], object], values: dict[str, Any]) -> None:
+        self.notice.clear()
+        then(values)
+
+    def _idle(self) -> None:
+        self.bar.hide()
+        self.cancel.hide()
 
     def _cancel(self) -> None:
         self.notice.say("busy", "Stopping…")

@@ -108,7 +108,7 @@ class PredictBox(QWidget):
             failed=self._complain,
             cancelled=lambda: self.notice.say("info", "Cancelled; nothing was changed."),
             progressed=self._progress,
-            ended=lambda: (self.bar.hide(), self.cancel.hide()),
+            ended=self._idle,
         )
 
     def export(self) -> None:
@@ -188,6 +188,10 @@ class PredictBox(QWidget):
             self.bar.setValue(round(100 * share))
         if text:
             self.notice.say("busy", f"{text}…")
+
+    def _idle(self) -> None:
+        self.bar.hide()
+        self.cancel.hide()
 
     def _cancel(self) -> None:
         self.notice.say("busy", "Stopping…")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
@@ -70,6 +70,7 @@ class RunsPanel(QWidget):
         self._wanted: Path | None = None
         self._finished: set[Path] = set()
         self._drawn: tuple[Path | None, float] = (None, 0.0)
+        self._pending: list[dict[str, Any]] = []
         self._pictures = PictureLayers(state.viewer, " · live")
         self._build()
         self._timer = QTimer(self)
@@ -163,8 +164,12 @@ class RunsPanel(QWidget):
             failed=self._complain,
             progressed=lambda share, text: self.notice.say("busy", f"{text} ({share:.0%})"),
             cancelled=lambda: self.notice.say("info", "The demo was not started."),
-            ended=lambda: (self.demo.setEnabled(True), self.demo_cancel.hide()),
+            ended=self._demo_ended,
         )
+
+    def _demo_ended(self) -> None:
+        self.demo.setEnabled(True)
+        self.demo_cancel.hide()
 
     def _cancel_demo(self) -> None:
         self._demo.stop()
@@ -246,7 +251,19 @@ class RunsPanel(QWidget):
         if folder == self.monitor.preview or time.monotonic() - when < pause:
             return
         self._drawn = (self.monitor.preview, time.monotonic())
-        _work.start(self, read_pictures, self.monitor.preview, done=self._pictures.show, failed=lambda _: None)
+        _work.start(self, read_pictures, self.monitor.preview, done=self._begin_drawing, failed=lambda _: None)
+
+    def _begin_drawing(self, pictures: list[dict[str, Any]]) -> None:
+        first = not self._pending
+        self._pending = list(pictures)
+        if first:
+            self._draw_one()
+
+    def _draw_one(self) -> None:
+        """Draw one picture per turn of the event loop: making a layer takes napari a tenth of a second."""
+        if self._pending:
+            self._pictures.show([self._pending.pop(0)])
+            QTimer.singleShot(20, self._draw_one)
 
     def _copy_command(self, run: RunSummary) -> None:
         from training_backend.config import RunConfig
@@ -278,7 +295,6 @@ def _look_at_disk(monitor: Monitor | None) -> tuple[list[RunSummary], Update | N
 
 def _ask_run(action: str, path: Path) -> None:
     from training_backend.jobs import launcher, registry
-    from training_backend.jobs.monitor import RunDirectory
 
-    run = RunDirectory(path)
+    run = launcher.RunDirectory(path)
     {"delete": registry.delete}.get(action, getattr(launcher, action, None))(run)  # type: ignore[misc]

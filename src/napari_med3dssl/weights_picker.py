@@ -109,12 +109,20 @@ class WeightsPicker(QWidget):
         self._job = _work.start(
             self,
             lambda progress: download(chosen.source, lambda share: progress(share)),
-            done=lambda _: (self.refresh(), self.choose(chosen.source)),
+            done=lambda _: self._downloaded(chosen.source),
             failed=lambda sentence: self.notice.say("error", sentence),
             cancelled=lambda: self.notice.say("info", "Cancelled; the download goes on from here next time."),
             progressed=lambda share, _: self.bar.setValue(round(100 * share)),
-            ended=lambda: (self.bar.hide(), self.cancel.hide()),
+            ended=self._idle,
         )
+
+    def _downloaded(self, source: str) -> None:
+        self.refresh()
+        self.choose(source)
+
+    def _idle(self) -> None:
+        self.bar.hide()
+        self.cancel.hide()
 
     def _cancel(self) -> None:
         if self._job is not None:

@@ -61,7 +61,9 @@ def test_a_damaged_file_is_told_in_a_sentence_and_opens_nothing(tmp_path: Path) 
     told = []
     notification_manager.notification_ready.connect(lambda event: told.append(event.message))
     assert _reader.get_reader(str(path))(str(path)) == _reader.NOTHING
-    assert len(told) == 1 and "broken.nii.gz" in told[0] and "Traceback" not in told[0]
+    assert len(told) == 1
+    assert "broken.nii.gz" in told[0]
+    assert "Traceback" not in told[0]
 
 
 def test_other_files_and_empty_folders_are_left_to_other_readers(tmp_path: Path) -> None:

@@ -185,9 +185,17 @@ def test_fine_tuning_takes_classes_and_the_encoder_s_settings(
 
 
 REPORT = {
-    "share": 0.92, "encoder": 50, "encoder_matched": 46, "text": "many names", "matched": ["a"] * 46, "missing": ["b"] * 4,
-    "unexpected": [], "resized": [], "mismatched": [], "data": {"size": [32, 32, 32], "view": "crop"},
-}  # fmt: skip
+    "share": 0.92,
+    "encoder": 50,
+    "encoder_matched": 46,
+    "text": "many names",
+    "matched": ["a"] * 46,
+    "missing": ["b"] * 4,
+    "unexpected": [],
+    "resized": [],
+    "mismatched": [],
+    "data": {"size": [32, 32, 32], "view": "crop"},
+}
 
 
 def test_weights_of_a_file_are_judged_before_they_are_used(
