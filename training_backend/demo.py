@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -150,7 +151,8 @@ def _predict(output: Path, run: Path, new_case: tuple[Path, Path]) -> tuple[Path
     classes = json.loads((run / "card.json").read_text(encoding="utf-8"))["classes"]
     names = {int(entry["index"]): str(entry["name"]) for entry in classes if int(entry["index"]) > 0}
     scores = dice_per_class(read_labels(prediction.path).array, read_labels(label).array, sorted(names))
-    return prediction.path, {names[index]: round(float(value), 4) for index, value in scores.items()}
+    present = {names[index]: round(float(value), 4) for index, value in scores.items() if not math.isnan(value)}
+    return prediction.path, present
 
 
 def _view(output: Path, new_case: tuple[Path, Path], prediction: Path, *, headless: bool) -> tuple[str, ...]:
