@@ -134,8 +134,8 @@ class FinetunePanel(QWidget):
         method = self._backbone.get("method", {})
         kept = {key: value for key, value in self._backbone.get("data", {}).items() if key in KEPT}
         decided = dict(find_task(name).presets.get(preset, {}).get("data", {}))
-        changes = {"method": method, "data": merged(kept, decided)}
         dataset = self.state.dataset or Path()
+        changes = {"method": method, "data": merged(kept, decided), "task": targets_of(name, self.state.dataset)}
         try:
             self._show(finetune_config(name, preset, dataset, method.get("name", "mae3d"), changes))
         except Med3dError as error:
@@ -189,4 +189,24 @@ class FinetunePanel(QWidget):
             self.classes.show_classes(Dataset.open(folder).info.classes if folder is not None else ())
         except Med3dError:
             self.classes.show_classes(())  # the line above says what is wrong
+        if self.form is not None and self.task.currentData() == "classification":
+            self._restart()
         self.launch.check_soon()
+
+
+def targets_of(task: str, folder: Path | None) -> dict[str, Any]:
+    """Kind and number of outputs that the targets of a dataset ask a classification for."""
+    from training_backend.data.dataset import Dataset
+
+    if task != "classification" or folder is None:
+        return {}
+    try:
+        targets = [case.target for case in Dataset.open(folder).cases() if case.target]
+    except Med3dError:
+        return {}
+    if not targets:
+        return {}
+    if len(targets[0]) > 1:
+        return {"kind": "multilabel", "classes": len(targets[0])}
+    most = int(max(target[0] for target in targets))
+    return {"kind": "multiclass", "classes": most + 1} if most > 1 else {"kind": "binary", "classes": 1}

@@ -14,8 +14,9 @@ from superqt import QElidingLabel
 from napari_med3dssl import _canvas, _work
 from napari_med3dssl._device import device_line
 from napari_med3dssl._state import State, state_of
-from napari_med3dssl._widgets import Notice, button, wrapping
+from napari_med3dssl._widgets import button, wrapping
 from napari_med3dssl.geometry_offer import GeometryOffer
+from napari_med3dssl.window_chooser import WindowChooser
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -44,6 +45,7 @@ class Workbench(QWidget):
         header.addWidget(self.device, 1)
         header.addWidget(self.doctor)
         self.offer = GeometryOffer(self.state)
+        self.window_chooser = WindowChooser(self.state)
         self.panels = make_panels(self.state)
         self.tabs = QTabWidget()
         self.tabs.setDocumentMode(True)
@@ -56,6 +58,7 @@ class Workbench(QWidget):
         column.setContentsMargins(2, 2, 2, 2)
         column.setSpacing(4)
         column.addLayout(header)
+        column.addWidget(self.window_chooser)
         column.addWidget(self.offer)
         column.addWidget(self.tabs, 1)
         column.addWidget(self.footer)
@@ -150,6 +153,3 @@ def _fill(widget: QWidget, content: QWidget) -> None:
     layout = QVBoxLayout(widget)
     layout.setContentsMargins(2, 2, 2, 2)
     layout.addWidget(content)
-
-
-__all__ = ["ExploreDock", "Notice", "RunsDock", "Workbench"]
