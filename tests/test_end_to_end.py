@@ -147,7 +147,6 @@ def test_runs_are_listed_shown_and_cloned(
     clone = [
         "runs",
         "clone",
-        "--run",
         str(workspace / "mae"),
         "--output",
         str(workspace / "mae 2"),

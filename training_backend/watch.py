@@ -80,7 +80,7 @@ def follow(run: RunDirectory) -> RunReport:
                 now = monitor.update().summary
                 bar.total = now.steps or None
                 bar.n = now.step
-                bar.set_description_str(_described(now), refresh=True)
+                bar.set_description_str(_described(now), refresh=sys.stderr.isatty())
                 for warning in monitor.warnings[shown:]:
                     bar.write(f"warning: {warning}", file=sys.stderr)
                 shown = len(monitor.warnings)
