@@ -139,14 +139,14 @@ class Photographer:
         """What each tab says when something is wrong."""
         from training_backend.config.presets import pretrain_config
         from training_backend.jobs.launcher import launch
-        from training_backend.jobs.registry import new_run, summary
+        from training_backend.jobs.registry import delete, new_run, summary
 
         broken = damaged_cohort(home)
         with self.viewer():
             data = self.panels["Data"]
             data.open_folder(broken)
             self.wait(lambda: data.described is not None)
-            data.output.show_path(home / f"broken-{time.time_ns()}")
+            data.output.show_path(home / "hospital dataset")
             data.save_dataset()
             self.wait(lambda: data._job is not None and not data._job.running, 120)
             data.table.setCurrentCell(0, 1)
@@ -174,6 +174,7 @@ class Photographer:
             self.bench.show_tab("Runs", run.path)
             self.settle(3)
             self.photograph("Runs", "error")
+            delete(run)
 
     def fill_data(self) -> None:
         data = self.panels["Data"]
@@ -190,6 +191,7 @@ class Photographer:
         self.open_scan()
         panel.preview_masking()
         self.wait(lambda: any(layer.name.startswith("masked") for layer in self.napari.layers), 120)
+        self.napari.layers.remove("new patient")
         for layer in self.napari.layers:
             layer.visible = layer.name.startswith(("original", "masked"))
             layer.name_overlay.visible = True
@@ -235,7 +237,9 @@ class Photographer:
         panel.compute_features()
         self.wait(lambda: panel.features is not None, 180)
         depth, height, width = geometry_of(panel.scan).shape
-        panel.similarity._update(Seeds(positive=[(depth // 2, height // 2, int(width * 0.3))]))
+        seeds = Seeds(positive=[(depth // 2, height // 2, int(width * 0.3))])
+        panel.similarity._pick.seeds = seeds
+        panel.similarity._update(seeds)
 
     def open_scan(self) -> None:
         """A generated patient that no run has seen, alone in the viewer."""
@@ -244,7 +248,7 @@ class Photographer:
 
         self.napari.layers.clear()
         self.napari.canvas.grid.enabled = False
-        add(self.napari, volume_layer(thorax_ct(4242, (80, 120, 120)).volume, name="new patient"))
+        add(self.napari, volume_layer(thorax_ct(4242, (48, 72, 72)).volume, name="new patient"))
         self.centre()
 
     def centre(self) -> None:
@@ -288,6 +292,7 @@ def damaged_cohort(home: Path) -> Path:
 
     folder = home / "hospital export"
     shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(home / "hospital dataset", ignore_errors=True)
     shutil.copytree(home / "demo" / "cohort", folder)
     scan = folder / "imagesTr" / "case_003.nii.gz"
     scan.write_bytes(scan.read_bytes()[:20_000])

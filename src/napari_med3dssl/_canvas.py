@@ -91,7 +91,7 @@ class PatientView:
             overlay = self._letters[edge]
             if overlay is not None:
                 overlay.text, overlay.gridded = letter, gridded
-                overlay.visible = wanted and bool(letter)
+                overlay.visible = wanted and bool(letter) and not (gridded and edge == "top")  # names stand there
         if self._badge is not None:
             self._badge.text = self.badge()
             self._badge.visible = bool(self._badge.text)

@@ -5,6 +5,7 @@ One state per viewer, found from the viewer; panels docked apart and the workben
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,3 +112,12 @@ def state_of(viewer: Any) -> State:
     if viewer not in _states:
         _states[viewer] = State(viewer)
     return _states[viewer]
+
+
+def dataset_name(folder: Path) -> str:
+    """Name of a dataset and of its folder, for lists."""
+    try:
+        name = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError):
+        return folder.name
+    return f"{name} ({folder.name})"

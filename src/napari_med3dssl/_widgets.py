@@ -22,6 +22,8 @@ from qtpy.QtWidgets import (
 )
 from superqt.utils import QFlowLayout
 
+EDGES = {"info": "#56b4e9", "ok": "#009e73", "warning": "#e69f00", "error": "#d55e00", "busy": "#808080"}
+"""Colours of the edge of a notice, an addition to its sign."""
 SIGNS = {"info": "•", "ok": "✓", "warning": "!", "error": "✗", "busy": "…"}
 """Signs that stand before a sentence, so that its kind never depends on colour."""
 
@@ -98,6 +100,7 @@ class Notice(QFrame):
     def say(self, kind: str, sentence: str, actions: Sequence[tuple[str, Callable[[], object]]] = ()) -> None:
         """Show a sentence of one of the kinds of `SIGNS`, with (label, function) buttons."""
         self._text.setText(f"{SIGNS[kind]} {sentence}")
+        self.setStyleSheet(f"#notice {{ border: 1px solid #808080; border-left: 3px solid {EDGES[kind]}; }}")
         self.setAccessibleName(f"{kind}: {sentence}")
         while (item := self._flow.takeAt(0)) is not None:
             item.widget().deleteLater()
@@ -208,7 +211,10 @@ def fill_row(row: QWidget, widgets: Sequence[QWidget]) -> None:
             widget.hide()
     for widget in widgets:
         flow.addWidget(widget)
+        widget.ensurePolished()  # or its size is not yet that of the theme
         widget.setVisible(True)
+    flow.invalidate()
+    row.updateGeometry()
 
 
 def combo(name: str) -> QComboBox:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,8 @@ from qtpy.QtWidgets import (
 )
 
 from napari_med3dssl import _layers, _prepare, _work
-from napari_med3dssl._state import State
+from napari_med3dssl._scans import visible_case
+from napari_med3dssl._state import State, dataset_name
 from napari_med3dssl._widgets import (
     Notice,
     Page,
@@ -126,7 +126,7 @@ class DataPanel(QWidget):
             self.notice.say("info", "Save or open a dataset first; open layers are added to it as a case.")
             return
         try:
-            images, label = _open_layers(self.state.viewer)
+            images, label = visible_case(self.state.viewer)
         except Med3dError as error:
             self.notice.say("error", str(error))
             return
@@ -318,7 +318,12 @@ class DataPanel(QWidget):
 
     def _saved(self, output: Path, report: dict[str, Any]) -> None:
         self._use_dataset(output)
-        self.notice.say("warning" if report["quarantined"] else "ok", str(report["text"]).partition("\n")[0] + ".")
+        stored, left_out = len(report["ok"]), len(report["quarantined"])
+        text = f"{stored} cases are stored in {output.name}"
+        if left_out:
+            self.notice.say("warning", f"{text}; {left_out} could not be used, their rows say why.")
+        else:
+            self.notice.say("ok", f"{text}; go on with Pre-train.")
 
     def _added(self, case: CaseRecord) -> None:
         self.notice.say("ok", f"{case.id} was added to the dataset ({case.split}).")
@@ -397,7 +402,7 @@ class DataPanel(QWidget):
         from training_backend.data.manifest import DatasetInfo
 
         try:
-            images, _ = _open_layers(self.state.viewer)
+            images, _ = visible_case(self.state.viewer)
         except Med3dError as error:
             self.notice.say("error", str(error))
             return
@@ -412,7 +417,7 @@ class DataPanel(QWidget):
         self.used.clear()
         self.used.addItem("none", None)
         for path in known:
-            self.used.addItem(_dataset_name(Path(path)), path)
+            self.used.addItem(dataset_name(Path(path)), path)
         self.used.setCurrentIndex(max(0, self.used.findData(str(self.state.dataset or ""))))
         self.used.setToolTip(str(self.state.dataset or ""))
 
@@ -452,33 +457,6 @@ def _case_layers(case: CaseRecord, root: Path, classes: Any) -> list[_layers.Lay
         label = read_labels(root / case.label.path, key=case.label.key)
         layers.append(_layers.labels_layer(label.array, label.geometry, f"{case.id} · label", classes))
     return layers
-
-
-def _open_layers(viewer: Any) -> tuple[list[Any], Any]:
-    """Visible scans of the viewer and its topmost visible label map, as volumes."""
-    shown = [layer for layer in viewer.layers if layer.visible and layer.ndim == 3]
-    kinds = {id(layer): (_layers.facts_of(layer) or {}).get("role", "image") for layer in shown}
-    images = [layer for layer in shown if type(layer).__name__ == "Image" and kinds[id(layer)] == "image"]
-    labels = [layer for layer in shown if type(layer).__name__ == "Labels"]
-    if not images:
-        raise DataError("No scan is visible in the viewer.", "Open one, or File › Open Sample › Med3D SSL.")
-    first = _layers.geometry_of(images[0])
-    volumes = [_layers.volume_of(layer) for layer in images if _layers.geometry_of(layer).same_grid(first)]
-    label = _layers.volume_of(labels[-1]) if labels else None
-    if label is not None and not label.geometry.same_grid(first):
-        raise DataError(
-            f"The labels {label.name!r} lie on another grid than {images[0].name!r}.",
-            "Hide the labels, or resample them onto the scan first.",
-        )
-    return volumes, label
-
-
-def _dataset_name(folder: Path) -> str:
-    try:
-        name = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["name"]
-    except (OSError, ValueError, KeyError):
-        return folder.name
-    return f"{name} ({folder.name})"
 
 
 def _datasets_folder() -> Path:

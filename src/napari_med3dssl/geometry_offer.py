@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_med3dssl import _layers, _work
 from napari_med3dssl._canvas import parallel
+from napari_med3dssl._scans import is_scan
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice
 from training_backend.errors import Med3dError
@@ -48,7 +49,7 @@ class GeometryOffer(Notice):
 
     def rotated_pair(self) -> tuple[Any, Any] | None:
         """The bottom scan and the first scan above it with other axes, unless that was declined or done."""
-        scans = [layer for layer in self._state.viewer.layers if _is_scan(layer)]
+        scans = [layer for layer in self._state.viewer.layers if is_scan(layer)]
         names = {layer.name for layer in scans}
         for other in scans[1:]:
             done = f"{other.name} · resampled" in names or str(other.unique_id) in self._declined
@@ -100,8 +101,3 @@ def _aligned(volume: Volume, reference: Volume) -> Volume:
     from training_backend.data.align import align
 
     return _resampled(align(volume, reference), reference)
-
-
-def _is_scan(layer: Any) -> bool:
-    facts = _layers.facts_of(layer) or {}
-    return facts.get("role") == "image" and not facts.get("derived")

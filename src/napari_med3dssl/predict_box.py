@@ -19,9 +19,9 @@ from qtpy.QtWidgets import (
 )
 
 from napari_med3dssl import _layers, _work
+from napari_med3dssl._scans import contrasts, selected_scan
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, button, button_row, combo
-from napari_med3dssl.pretrain_panel import open_scan
 from napari_med3dssl.results import replace_layers
 from training_backend.data.manifest import ClassEntry
 from training_backend.data.volume import Volume
@@ -81,7 +81,7 @@ class PredictBox(QWidget):
 
     def predict(self) -> None:
         """Have the selected scan predicted by the model process."""
-        layer, source = open_scan(self.state.viewer), self.model.currentData()
+        layer, source = selected_scan(self.state.viewer), self.model.currentData()
         if layer is None:
             self.notice.say("info", "Open a scan first: drop a file, or File › Open Sample › Med3D SSL.")
             return
@@ -199,15 +199,3 @@ class PredictBox(QWidget):
 
     def _complain(self, sentence: str) -> None:
         self.notice.say("error", sentence)
-
-
-def contrasts(viewer: Any, layer: Any) -> list[Any]:
-    """The scan `layer`, then all other scans of the viewer on its grid, which a model of several contrasts may want."""
-    here = _layers.geometry_of(layer)
-    others = [
-        each
-        for each in viewer.layers
-        if each is not layer and (_layers.facts_of(each) or {}).get("role") == "image"
-        if not (_layers.facts_of(each) or {}).get("derived") and _layers.geometry_of(each).same_grid(here)
-    ]
-    return [layer, *others]

@@ -100,7 +100,7 @@ def _disk(folder: Path) -> Check:
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free / 1e9
     if free < LEAST_FREE_GB:
         return Check("error", f"Only {free:.1f} GB are free for runs in {folder}; free some space.")
-    return Check("ok", f"{free:.0f} GB are free in {folder}.")
+    return Check("ok", f"{free:.0f} GB are free for runs.")
 
 
 def _usable(config: RunConfig, cases: list[CaseRecord]) -> list[CaseRecord]:

@@ -8,6 +8,7 @@ from typing import Any
 from qtpy.QtWidgets import QFormLayout, QVBoxLayout, QWidget
 
 from napari_med3dssl._layers import volume_of
+from napari_med3dssl._scans import selected_scan
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Page, Section, button, button_row, combo, wrapping
 from napari_med3dssl.explore_pictures import PictureLayers
@@ -68,7 +69,7 @@ class PretrainPanel(QWidget):
 
     def preview_masking(self) -> None:
         """Have the open scan masked as this run would, and show it beside the scan."""
-        layer = open_scan(self.state.viewer)
+        layer = selected_scan(self.state.viewer)
         if layer is None:
             self.launch.notice.say("info", "Open a scan first: drop a file, or File › Open Sample › Med3D SSL.")
             return
@@ -157,19 +158,3 @@ def dataset_line(folder: Path | None) -> str:
     counts = {split: len(dataset.cases(split=split)) for split in ("train", "val")}
     labelled = len(dataset.cases(labelled=True))
     return f"{dataset.info.name}: {counts['train']} train, {counts['val']} val, {labelled} with labels"
-
-
-def open_scan(viewer: Any) -> Any | None:
-    """The selected scan, else the topmost visible one."""
-    active = viewer.layers.selection.active
-    candidates = [active, *(layer for layer in reversed(viewer.layers) if layer.visible)]
-    return next((layer for layer in candidates if layer is not None and _is_scan(layer)), None)
-
-
-def _is_scan(layer: Any) -> bool:
-    from napari_med3dssl._layers import facts_of
-
-    if type(layer).__name__ != "Image" or layer.rgb or layer.ndim != 3:
-        return False
-    facts = facts_of(layer) or {}
-    return facts.get("role", "image") == "image" and not facts.get("derived")

@@ -7,6 +7,7 @@ from typing import Any
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QWidget
 
 from napari_med3dssl import _layers
+from napari_med3dssl._scans import is_scan
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import combo
 from training_backend.errors import Med3dError
@@ -57,5 +58,4 @@ class WindowChooser(QWidget):
 
     def _scan(self) -> Any | None:
         layer = self._state.viewer.layers.selection.active
-        facts = _layers.facts_of(layer) if layer is not None else None
-        return layer if facts is not None and facts.get("role") == "image" and not facts.get("derived") else None
+        return layer if is_scan(layer) else None

@@ -13,7 +13,7 @@ from superqt import QElidingLabel
 
 from napari_med3dssl import _canvas, _work
 from napari_med3dssl._device import device_line
-from napari_med3dssl._state import State, state_of
+from napari_med3dssl._state import State, dataset_name, state_of
 from napari_med3dssl._widgets import button, wrapping
 from napari_med3dssl.geometry_offer import GeometryOffer
 from napari_med3dssl.window_chooser import WindowChooser
@@ -105,7 +105,8 @@ class Workbench(QWidget):
 
     def _tell_dataset(self) -> None:
         folder = self.state.dataset
-        self.footer.setText(f"Dataset: {folder}" if folder else "No dataset chosen; begin in Data.")
+        self.footer.setText(f"Dataset: {dataset_name(folder)}" if folder else "No dataset chosen; begin in Data.")
+        self.footer.setToolTip(str(folder or ""))
 
 
 class RunsDock(QWidget):
