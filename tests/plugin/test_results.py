@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from qtpy.QtWidgets import QApplication, QLineEdit, QWidget
 
-from napari_med3dssl import _layers, _samples
+from napari_med3dssl import _layers, _reader, _samples
 from napari_med3dssl._canvas import parallel
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice
@@ -19,6 +19,7 @@ from napari_med3dssl.geometry_offer import GeometryOffer
 from napari_med3dssl.results import ResultsDialog, case_layers, open_results, read_results
 from training_backend.config.presets import finetune_config
 from training_backend.data.dataset import Dataset
+from training_backend.data.phantoms import mr_contrasts, oblique
 from training_backend.data.read import read_labels
 from training_backend.data.write import write_volume
 from training_backend.files import write_json
@@ -119,6 +120,32 @@ def test_rotated_scans_are_offered_resampled_and_then_overlay(
     assert not other.visible
     assert parallel(first, added)
     assert _layers.geometry_of(added).same_grid(_layers.geometry_of(first))
+
+
+def test_two_contrasts_of_one_patient_overlay_truly(
+    state: State, shown: Callable[[QWidget], QWidget], wait: Callable[..., None], real_data: Path | None, tmp_path: Path
+) -> None:
+    if real_data is not None:
+        paths = [real_data / "brain" / name for name in ("chris_t1.nii.gz", "chris_PD.nii.gz")]
+    else:
+        volumes = (mr_contrasts(7, (24, 40, 36)).volume, oblique(7, (24, 40, 36)).volume)
+        paths = [write_volume(volume, tmp_path / f"{index}.nii.gz") for index, volume in enumerate(volumes)]
+    offer = shown(GeometryOffer(state))
+    first, other = (_layers.add(state.viewer, _reader.read_layers(path)[0]) for path in paths)
+    angle = _layers.geometry_of(other).oblique_deg
+    assert angle > 5
+    assert "rotated" in offer.text
+    offer.resample()
+    wait(lambda: len(state.viewer.layers) == 3, 60)
+    added = state.viewer.layers[-1]
+    # the same patient position has (nearly) the same value in the original and in the resampled copy
+    exact, grid = _layers.geometry_of(other), _layers.geometry_of(added)
+    middle = np.array([n // 2 for n in exact.shape])
+    voxel = np.linalg.solve(grid.to_lps, exact.to_lps @ (*middle, 1.0))[:3]
+    around = tuple(slice(round(v) - 1, round(v) + 2) for v in voxel)
+    box = tuple(slice(m - 1, m + 2) for m in middle)
+    assert abs(added.data[around].mean() - other.data[box].mean()) < 0.2 * np.ptp(other.contrast_limits)
+    assert first.name in offer.text or offer.text == ""
 
 
 def test_a_declined_offer_does_not_come_back(state: State, shown: Callable[[QWidget], QWidget]) -> None:
