@@ -177,7 +177,9 @@ def test_the_cache_forgets_what_was_used_longest_ago(scan, monkeypatch):
 
 def test_hashes_tell_arrays_types_and_weights_apart(encoder):
     array = np.arange(8, dtype=np.int16)
-    hashes = {feature_cache.content_hash(part) for part in (array, array.reshape(2, 4), array.astype(np.int32), array[::-1])}
+    hashes = {
+        feature_cache.content_hash(part) for part in (array, array.reshape(2, 4), array.astype(np.int32), array[::-1])
+    }
     assert len(hashes) == 4
     before = feature_cache.model_hash(encoder)
     with torch.no_grad():

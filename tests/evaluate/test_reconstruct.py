@@ -18,7 +18,9 @@ MAE = method("mae3d")
 
 def network(size=(16, 16, 16), **changes):
     torch.manual_seed(0)
-    config = pretrain_config("mae3d", "tiny", ".", {"data": {"size": size}, "method": {"patch_size": (4, 4, 4), **changes}})
+    config = pretrain_config(
+        "mae3d", "tiny", ".", {"data": {"size": size}, "method": {"patch_size": (4, 4, 4), **changes}}
+    )
     return MAE.build(config).eval()
 
 
