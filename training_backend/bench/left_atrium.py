@@ -127,7 +127,7 @@ def _finetuning(dataset: Path, weights: str, count: int, seed: int, threads: int
             "workers": 0,
             "augment": {"flip": (0.5, 0.5, 0.5)},
         },
-        "optim": {"batch_size": 2},
+        "optim": {"batch_size": 2, "lr": 2e-3, "betas": (0.9, 0.999), "ema": 0.99, "clip_grad": None},
         "engine": {"device": "cpu", "threads": threads, "preview_minutes": 0},
     }
     return finetune_config("segmentation", "tiny", dataset, "mae3d", changes)
