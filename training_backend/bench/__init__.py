@@ -21,6 +21,8 @@ def main(arguments: Sequence[str]) -> str:
     import tyro
 
     name = arguments[0] if arguments else ""
+    if name in ("", "-h", "--help"):
+        return f"usage: med3dssl bench {{{','.join(names())}}} ..."
     if name not in names():
         raise ConfigError(f"There is no measurement {name!r}.", f"Choose one of {', '.join(names())}.")
     module = importlib.import_module(f"{__name__}.{name}")

@@ -29,7 +29,14 @@ log = logging.getLogger(__name__)
 SPACING_MM = (1.25, 1.25, 1.25)
 SIZE = (40, 64, 80)
 PATCH = (8, 16, 16)
-ARMS = {"pretrained": "pre-trained", "scratch": "from scratch", "peer": "MONAI U-Net"}
+ARMS = {
+    "pretrained": "pre-trained",
+    "scratch": "from scratch",
+    "peer": "MONAI U-Net, 2 residual units",
+    "plain": "MONAI U-Net, no residual units",
+}
+PEERS = {"peer": 2, "plain": 0}
+"""Residual units of the peers' networks."""
 CALIBRATION_STEPS = 25
 
 
@@ -55,7 +62,7 @@ def main(
         pretrain_s: seconds of pre-training, done once.
         labelled: numbers of labelled scans.
         seeds: of weights, order, and choice of the labelled scans.
-        arms: of "pretrained", "scratch" and "peer".
+        arms: of "pretrained", "scratch", "peer" and "plain".
         lanes: processes at a time.
         threads: of each.
     """
@@ -145,8 +152,8 @@ def _job(
         return kept
     pretrained = str(output / "pretrain") if arm == "pretrained" else ""
     config = _finetuning(dataset, pretrained, count, seed, threads)
-    if arm == "peer":
-        facts = _peer(data, folder, _labelled_ids(config), budget_s, seed, threads)
+    if arm in PEERS:
+        facts = _peer(data, folder, _labelled_ids(config), budget_s, seed, threads, PEERS[arm])
     else:
         facts = train_for(config, folder, budget_s)
     scores = _scores(dataset, folder)
@@ -204,9 +211,11 @@ def _labelled_ids(config: RunConfig) -> list[str]:
     return [Path(case.images[0].path).stem for case in cases]
 
 
-def _peer(data: Path, folder: Path, cases: list[str], budget_s: float, seed: int, threads: int) -> dict[str, Any]:
+def _peer(
+    data: Path, folder: Path, cases: list[str], budget_s: float, seed: int, threads: int, residual_units: int
+) -> dict[str, Any]:
     arguments = ["--data", str(data), "--output", str(folder), "--budget-s", str(budget_s), "--seed", str(seed)]
-    arguments += ["--threads", str(threads), "--cases", *cases]
+    arguments += ["--threads", str(threads), "--residual-units", str(residual_units), "--cases", *cases]
     command = [sys.executable, "-m", "training_backend", "bench", "peer_unet", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
