@@ -9,6 +9,7 @@ import pytest
 from training_backend.api import _changes
 from training_backend.cli import main
 from training_backend.errors import ConfigError
+from training_backend.evaluate.predict import chosen_device
 from training_backend.settings import _defaults
 
 
@@ -75,3 +76,49 @@ def test_changes_become_a_nested_dictionary() -> None:
     assert _changes(("optim.lr=3e-4", "optim.epochs=2", "seed=4")) == {"optim": {"lr": "3e-4", "epochs": 2}, "seed": 4}
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         _changes(("optim.lr",))
+
+
+def test_a_file_in_the_place_of_the_output_folder_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    scan = tmp_path / "scan.nii.gz"
+    assert main(["data", "prepare", "tangerine", str(scan), "--output", str(tmp_path / "taken")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.strip() == f"{tmp_path / 'taken'} cannot be read or written: File exists."
+
+
+def test_nothing_to_prepare_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "prepare", "tangerine", "--output", str(tmp_path / "npz")]) == 1
+    assert "No scan was given." in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_dataset_leaves_no_run_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--preset", "tiny", "--data", str(tmp_path), "--output", str(tmp_path / "run")]) == 1
+    assert "is not a dataset" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"optim: [1\n", b"hello\n", b"\xff\xfe\xff", b"method: mae3d\n", b"optim: 3\n"])
+def test_a_configuration_that_is_none_is_a_sentence(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError):
+        _defaults("pretrain", ["--config", str(file)])
+
+
+@pytest.mark.parametrize("pairs", [("optim=1", "optim.lr=2"), ("optim.lr=[1",)])
+def test_changes_that_cannot_be_read_are_a_sentence(pairs: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError):
+        _changes(pairs)
+
+
+def test_the_help_of_bench_names_the_measurements(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--help"]) == 0
+    assert "left_atrium" in capsys.readouterr().out
+
+
+def test_a_device_that_is_none_is_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="banana"):
+        chosen_device("banana")

@@ -82,7 +82,7 @@ def data_ingest(
     from training_backend.data.ingest import ingest
 
     config = IngestConfig(spacing_mm=spacing_mm, crop_body=crop_body, splits=splits, seed=seed, workers=workers)
-    with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}", mininterval=1.0) as bar:
+    with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}", mininterval=1.0, delay=0.5) as bar:
 
         def progress(share: float) -> bool:
             bar.update(share - bar.n)
@@ -107,7 +107,7 @@ def data_prepare(
 
     from training_backend.data.tangerine import prepare
 
-    with tqdm(total=len(paths), unit="scan") as bar:
+    with tqdm(total=len(paths), unit="scan", delay=0.5) as bar:
         return prepare(paths, output, size=size, keep_aspect=keep_aspect, progress=lambda _: bar.update(1))
 
 
@@ -382,7 +382,12 @@ def _changes(pairs: tuple[str, ...]) -> dict[str, Any]:
         level = changes
         for parent in parents:
             level = level.setdefault(parent, {})
-        level[last] = yaml.safe_load(text)
+            if not isinstance(level, dict):
+                raise ConfigError(f"{key} is set twice in ways that exclude each other.", "Leave one of them out.")
+        try:
+            level[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The value of {key} is no YAML: {text!r}.", "Check its brackets and quotes.") from error
     return changes
 
 
@@ -390,7 +395,7 @@ def _bar(label: str) -> Any:
     """Progress function that draws a bar on standard error."""
     from tqdm import tqdm
 
-    bar = tqdm(total=1.0, desc=label, bar_format="{l_bar}{bar}| {elapsed}", mininterval=1.0)
+    bar = tqdm(total=1.0, desc=label, bar_format="{l_bar}{bar}| {elapsed}", mininterval=1.0, delay=0.5)
 
     def progress(share: float) -> bool:
         bar.update(share - bar.n)

@@ -40,12 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except Med3dError as error:
-        sys.stderr.write(f"{error}\n")
-        logging.getLogger(__name__).debug("details", exc_info=error)
-        return 1
+        return _fail(str(error), error)
+    except OSError as error:  # a folder that is a file, no right to write, a full disk
+        return _fail(f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}.", error)
     except KeyboardInterrupt:
         sys.stderr.write("Stopped.\n")
         return 130
+
+
+def _fail(sentence: str, error: Exception) -> int:
+    from tqdm import tqdm
+
+    tqdm.write(sentence, file=sys.stderr)  # on a line of its own also below a progress bar
+    logging.getLogger(__name__).debug("details", exc_info=error)
+    return 1
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -125,7 +133,11 @@ def _call(function: Callable[..., Any], prog: str, arguments: list[str]) -> int:
 
 
 def _show(result: Any) -> int:
-    """Write a command's result; a result with a false ``ok`` is a failure."""
+    """Write a command's result; one with a false ``ok`` is a failure, told on standard error unless it is a table."""
+    from training_backend.report import Table
+
+    ok = bool(getattr(result, "ok", True))
     if result is not None and str(result):
-        sys.stdout.write(f"{result}\n")
-    return 0 if getattr(result, "ok", True) else 1
+        stream = sys.stdout if ok or isinstance(result, Table) else sys.stderr
+        stream.write(f"{result}\n")
+    return 0 if ok else 1

@@ -23,6 +23,7 @@ def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
     """
     import tyro
 
+    from training_backend.data.dataset import Dataset
     from training_backend.watch import train
 
     base = _defaults(kind, arguments)
@@ -41,6 +42,7 @@ def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
         changes = {**settings.model_dump(), "kind": kind, "preset": preset}
         changes["data"]["dataset"] = data
         run = RunConfig.parse(changes)
+        Dataset.open(data)  # a wrong folder is told before a run directory is made for it
         return train(run, output, detach=detach)
 
     command.__doc__ = _HELP.format(
@@ -76,15 +78,8 @@ Args:
 def _defaults(kind: str, arguments: Sequence[str]) -> RunConfig:
     """The configuration before flags: preset, then the ``--config`` file."""
     chosen = {name: _peek(arguments, name) for name in ("method", "task", "preset", "config")}
-    from_file: dict[str, Any] = {}
-    if chosen["config"]:
-        import yaml
-
-        try:
-            from_file = yaml.safe_load(Path(chosen["config"]).read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise ConfigError(f"The configuration {chosen['config']} cannot be read: {error.strerror}.") from error
-    method = chosen["method"] or from_file.get("method", {}).get("name", "mae3d")
+    from_file = _from_file(chosen["config"]) if chosen["config"] else {}
+    method = chosen["method"] or (from_file.get("method") or {}).get("name", "mae3d")
     task = chosen["task"] or (from_file.get("task") or {}).get("name", "segmentation")
     preset = chosen["preset"] or from_file.get("preset", "small")
     changes = {key: value for key, value in from_file.items() if key not in ("kind", "preset")}
@@ -93,6 +88,25 @@ def _defaults(kind: str, arguments: Sequence[str]) -> RunConfig:
         return pretrain_config(method, preset if preset in PRESETS else "small", dataset, changes)
     base = finetune_config(task, preset if preset in PRESETS else "small", dataset, method)
     return RunConfig.parse(merged(base.model_dump(), changes))
+
+
+def _from_file(file: str) -> dict[str, Any]:
+    """Settings in a YAML file, as far as they are a mapping of sections."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {file} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"The configuration {file} is no YAML text.", "Check its brackets and indents.") from error
+    found = {} if found is None else found
+    if not isinstance(found, dict):
+        raise ConfigError(f"The configuration {file} holds no settings.", "Write them as SECTION: {KEY: VALUE}.")
+    for section in ("method", "task"):
+        if not isinstance(found.get(section) or {}, dict):
+            raise ConfigError(f"{section} in {file} is no section.", f"Write {section}: {{name: NAME}}.")
+    return found
 
 
 def _peek(arguments: Sequence[str], name: str) -> str:

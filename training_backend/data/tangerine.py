@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from training_backend.errors import Med3dError
+from training_backend.errors import DataError, Med3dError
 from training_backend.files import atomic, write_text
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def prepare(
         keep_aspect: isotropic voxels and padding in place of the authors' stretching.
         progress: told the share done after each scan.
     """
+    if not paths:
+        raise DataError("No scan was given.", "Give CT files or DICOM folders.")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     report = PrepareReport(output / "volumes.txt")

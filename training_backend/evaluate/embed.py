@@ -200,14 +200,13 @@ def _kinds(kinds: Sequence[str]) -> tuple[str, ...]:
 
 def _loaded(source: str | Path | LoadedModel, device: str) -> LoadedModel:
     """Model in evaluation mode on its device."""
-    import torch
+    from training_backend.evaluate.predict import chosen_device
 
     if isinstance(source, str | Path):
         from training_backend.weights.load import load_model
 
         source = load_model(source)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    source.module.to(name).eval()
+    source.module.to(chosen_device(device)).eval()
     return source
 
 

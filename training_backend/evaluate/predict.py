@@ -163,8 +163,8 @@ def predict_volumes(
     config = _with_wishes(loaded.config, overlap, flips)
     case = _Case(loaded, config, prepare(list(volumes), loaded.profile), progress)
     if config.task is not None and config.task.name == "segmentation":
-        return _segment(case, volumes, probabilities, _device(device))
-    values, notes = _on_ladder(case, _device(device), _whole_case)
+        return _segment(case, volumes, probabilities, chosen_device(device))
+    values, notes = _on_ladder(case, chosen_device(device), _whole_case)
     names = _value_names(loaded, len(values))
     return VolumePrediction(values=dict(zip(names, values.tolist(), strict=True)), notes=notes)
 
@@ -301,7 +301,8 @@ def _fast(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """Device called auto, cpu, cuda or cuda:N; `auto` is the GPU where there is one."""
     import torch
 
     if name == "auto":
@@ -310,7 +311,10 @@ def _device(name: str) -> torch.device:
         raise ResourceError(
             f"Device {name} was asked for, but PyTorch finds no GPU.", "Use auto, or run: med3dssl doctor."
         )
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"There is no device {name!r}.", "Use auto, cpu, cuda or cuda:N.") from error
 
 
 def _with_wishes(config: RunConfig, overlap: float | None, flips: bool) -> RunConfig:

@@ -92,16 +92,15 @@ def reconstruct_file(
     Raises:
         ConfigError: for a fine-tuned model, which no longer reconstructs.
     """
-    import torch
-
     from training_backend.data.prepare import prepare
     from training_backend.data.read import read_volumes
     from training_backend.data.write import write_volume
+    from training_backend.evaluate.predict import chosen_device
     from training_backend.weights.load import load_model
 
     loaded = load_model(source)
     check_reconstructs(loaded)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    name = chosen_device(device)
     prepared = prepare(read_volumes(input), loaded.profile)
     options = {"mask_ratio": mask_ratio, "seed": seed}
     found = reconstruct(loaded.method, loaded.module.to(name).eval(), prepared, loaded.profile, options=options)
