@@ -54,6 +54,8 @@ def test_an_unknown_preset_or_method_is_answered_with_the_known_ones(
 ) -> None:
     assert main(["pretrain", "--method", "mae3", "--data", str(tmp_path), "--output", str(tmp_path / "run")]) == 1
     assert "'mae3d'" in capsys.readouterr().err
+    assert main(["pretrain", "--preset", "huge", "--data", str(tmp_path), "--output", str(tmp_path / "run")]) == 1
+    assert "There is no preset 'huge'. Choose one of tiny" in capsys.readouterr().err
 
 
 def test_a_file_lies_over_the_preset_and_flags_over_the_file(tmp_path: Path) -> None:

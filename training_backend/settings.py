@@ -81,6 +81,8 @@ def _defaults(kind: str, arguments: Sequence[str]) -> RunConfig:
     from_file = _from_file(chosen["config"]) if chosen["config"] else {}
     method = chosen["method"] or (from_file.get("method") or {}).get("name", "mae3d")
     task = chosen["task"] or (from_file.get("task") or {}).get("name", "segmentation")
+    if chosen["preset"] and chosen["preset"] not in PRESETS:
+        raise ConfigError(f"There is no preset {chosen['preset']!r}.", f"Choose one of {', '.join(PRESETS)}.")
     preset = chosen["preset"] or from_file.get("preset", "small")
     changes = {key: value for key, value in from_file.items() if key not in ("kind", "preset")}
     dataset = Path()
