@@ -8,6 +8,8 @@ import pytest
 
 from training_backend.api import _changes
 from training_backend.cli import main
+from training_backend.data.ingest import ingest
+from training_backend.data.phantoms import write_cohort
 from training_backend.errors import ConfigError
 from training_backend.evaluate.predict import chosen_device
 from training_backend.settings import _defaults
@@ -124,3 +126,17 @@ def test_the_help_of_bench_names_the_measurements(capsys: pytest.CaptureFixture[
 def test_a_device_that_is_none_is_a_sentence() -> None:
     with pytest.raises(ConfigError, match="banana"):
         chosen_device("banana")
+
+
+def test_a_run_that_failed_before_its_first_step_makes_room_for_the_corrected_command(tmp_path: Path) -> None:
+    ingest([write_cohort(tmp_path / "cohort", 3, shape=(16, 24, 24))], tmp_path / "dataset")
+    small = ["--preset", "tiny", "--data.size", "16", "16", "16", "--optim.max-steps", "1", "--engine.threads", "1"]
+    command = ["finetune", "--data", str(tmp_path / "dataset"), "--output", str(tmp_path / "run"), *small]
+    assert main([*command, "--weights", str(tmp_path / "nowhere.pth")]) == 1
+    assert main(command) == 0
+
+
+def test_a_table_of_scans_is_inspected_as_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cohort = write_cohort(tmp_path / "cohort", 2, shape=(12, 16, 16))
+    assert main(["data", "inspect", str(cohort / "cases.csv")]) == 0
+    assert "layout csv" in capsys.readouterr().out

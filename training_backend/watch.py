@@ -12,7 +12,7 @@ from training_backend.engine.rundir import RunDirectory, located
 from training_backend.errors import ConfigError
 from training_backend.jobs.launcher import launch, stop
 from training_backend.jobs.monitor import Monitor
-from training_backend.jobs.registry import RunSummary, summary
+from training_backend.jobs.registry import RunSummary, delete, summary
 
 ENDED = ("finished", "cancelled", "failed", "lost", "unreachable", "damaged")
 POLL_S = 0.5
@@ -50,7 +50,10 @@ def train(config: RunConfig, output: Path, *, detach: bool = False) -> RunReport
     output = Path(output)
     if (output / "run.json").exists():
         run = RunDirectory.open(output)
-        if run.config() != located(config):
+        if run.config() != located(config) and _has_learnt_nothing(run):
+            delete(run)  # say, one that failed since its weights were misspelt
+            run = RunDirectory.create(output, config)
+        elif run.config() != located(config):
             raise ConfigError(
                 f"{output} holds a run with other settings.", "Choose another --output, or clone that run."
             )
@@ -84,7 +87,7 @@ def follow(run: RunDirectory) -> RunReport:
                 for warning in monitor.warnings[shown:]:
                     bar.write(f"warning: {warning}", file=sys.stderr)
                 shown = len(monitor.warnings)
-                if now.state in ENDED:
+                if now.state in ENDED and not now.alive:
                     return RunReport(now)
                 time.sleep(POLL_S)
             except KeyboardInterrupt:
@@ -93,6 +96,11 @@ def follow(run: RunDirectory) -> RunReport:
                 asked_to_stop = True
                 stop(run)
                 bar.write("Stopping at the next step; press Ctrl+C again to leave it to itself.", file=sys.stderr)
+
+
+def _has_learnt_nothing(run: RunDirectory) -> bool:
+    """Whether a run ended before its first checkpoint."""
+    return summary(run).state in ("failed", "cancelled", "lost") and not any(run.checkpoints.glob("step_*"))
 
 
 def _described(run: RunSummary) -> str:

@@ -19,9 +19,11 @@ def inspect(path: Path) -> Table:
 
         dataset = Dataset.open(path)
         return _cases(dataset.info.layout, dataset.cases(), dataset.quarantined())
-    if not path.is_dir():
-        return _scan(path)
     from training_backend.data.importers import describe
+    from training_backend.data.read import can_read
+
+    if not path.exists() or (path.is_file() and can_read(path)):
+        return _scan(path)
 
     described = describe(path)
     if described.info.layout == "dicom" and len(described.cases) == 1:
