@@ -67,3 +67,10 @@ class TrainingDiverged(Med3dError):
     """The loss stayed non-finite although steps were skipped and a checkpoint was restored."""
 
     category = "diverged"
+
+
+def said(error: BaseException) -> str:
+    """What an error says; of a system error the reason alone, since it quotes a path, which may name a person."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

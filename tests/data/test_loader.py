@@ -241,3 +241,12 @@ def test_workers_end_with_a_killed_parent(dataset, run_config, tmp_path, reposit
 def test_a_dataset_without_fitting_cases_is_refused(mr_dataset, run_config):
     with pytest.raises(DataError, match="no case with a label map in its test split"):
         ViewLoader(mr_dataset, run_config(mr_dataset.folder), needs="labels", split="test")
+
+
+def test_a_failure_of_the_system_is_told_without_the_path(dataset, run_config, monkeypatch):
+    def unreadable(*_):
+        raise PermissionError(13, "Permission denied", "/scans/Doe_Jane/0.b2nd")
+
+    monkeypatch.setattr("training_backend.data.loader.open_case", unreadable)
+    views = next(ViewLoader(dataset, run_config(dataset.folder, data={"workers": 0})).batches())
+    assert {sentence for _, sentence in views.failures} == {"Permission denied"}

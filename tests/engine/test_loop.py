@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,11 @@ from training_backend.data.read import read_labels, read_volume
 from training_backend.engine import checkpoint, loop
 from training_backend.engine.events import EventReader
 from training_backend.engine.preview import centre_view, read_preview
+from training_backend.engine.runtime import Runtime
+from training_backend.engine.validate import case_result, validate
+from training_backend.engine.work import open_work
 from training_backend.engine.worker import execute
+from training_backend.errors import ConfigError
 from training_backend.jobs import Monitor, summary
 
 
@@ -287,3 +292,50 @@ def test_run_folder_with_blanks_and_umlauts(pretrain, start):
     run = start(pretrain(optim={"max_steps": 1}), "Lauf mit Umlaut ä")
     assert execute(run) == 0
     assert Path(run.model_path).is_file()
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_validation_views_are_not_augmented(pretrain, dataset, tmp_path, monkeypatch, split):
+    folder = dataset
+    if split == "train":  # nothing is held out, so training cases stand in
+        folder = tmp_path / "copy"
+        shutil.copytree(dataset, folder)
+        opened = Dataset.open(folder)
+        for case in opened.cases("val"):
+            opened.records[case.id] = case.model_copy(update={"split": "train"})
+        opened.save()
+    plain, flipped = (
+        open_work(pretrain(data={"dataset": str(folder), "augment": {"flip": flip}}), Runtime(pretrain().engine))
+        for flip in ([0, 0, 0], [1, 1, 1])
+    )
+    assert validate(flipped) == validate(plain)
+
+
+def test_channels_that_do_not_match_are_refused_before_training(pretrain):
+    with pytest.raises(ConfigError, match="takes 2 channels, but the views have 1"):
+        open_work(pretrain(method={"in_channels": 2}), Runtime(pretrain().engine))
+
+
+def test_failures_do_not_quote_paths_of_files(pretrain, start, monkeypatch):
+    person = "".join(["D", "oe"])  # tracebacks quote lines of code
+
+    def unreadable(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory", f"/scans/{person}_Jane/ct.nii.gz")
+
+    monkeypatch.setattr(loop, "validate", unreadable)
+    run = start(pretrain())
+    assert execute(run) == 1
+    error = run.error()
+    assert "FileNotFoundError: No such file or directory" in error["sentence"]
+    assert "unreadable" in error["traceback"]
+    written = [run.error_path, run.events_path, run.log_path, run.path / "run.json"]
+    assert not [path.name for path in written if person in path.read_text(encoding="utf-8")]
+
+
+def test_padding_of_a_whole_volume_belongs_to_no_class():
+    label, padding = np.ones((2, 2, 2), np.uint8), np.zeros((2, 2, 2), bool)
+    padding[1] = True
+    prepared = SimpleNamespace(label=label, padding=padding, geometry=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)))
+    result = case_result(SimpleNamespace(id="a", target=None), prepared, np.zeros((2, 2, 2, 2), np.float32))
+    assert (result.truth[0] == 1).all()
+    assert (result.truth[1] == 255).all()

@@ -24,10 +24,25 @@ def network(classes: int = 3) -> nn.Module:
 def test_equals_monai_on_every_shape_and_overlap(shape: tuple[int, int, int], overlap: float) -> None:
     net, volume = network(), torch.rand(1, 1, *shape)
     with torch.no_grad():
-        expected = sliding_window_inference(volume, WINDOW, 2, net, overlap=overlap, mode="gaussian")[0]
+        low = float(volume.min())
+        expected = sliding_window_inference(volume, WINDOW, 2, net, overlap=overlap, mode="gaussian", cval=low)[0]
         found = predict_probabilities(net, volume, Tiling(WINDOW, overlap, batch=3))
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_small_volumes_are_padded_with_the_minimum_of_each_channel_as_in_training() -> None:
+    seen: list[Tensor] = []
+
+    def predictor(windows: Tensor) -> Tensor:
+        seen.append(windows)
+        return windows[:, :1]
+
+    volume = torch.stack([torch.full((3, 4, 5), 0.25), torch.full((3, 4, 5), -2.0)])[None]
+    volume[0, :, 1, 1, 1] = 1.0
+    assert torch.equal(predict_probabilities(predictor, volume, Tiling((4, 8, 6)))[0], volume[0, 0])
+    assert [float(channel.min()) for channel in seen[0][0]] == [0.25, -2.0]
+    assert int((seen[0][0] == 1.0).sum()) == 2
 
 
 def test_labels_are_the_argmax_of_the_probabilities() -> None:

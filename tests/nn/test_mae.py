@@ -106,3 +106,18 @@ def test_autocast_keeps_the_loss_in_single_precision() -> None:
         loss = model(torch.rand(1, 1, 16, 16, 16), noise(1, 64))
     assert loss.dtype == torch.float32
     loss.backward()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_voxels_outside_the_scan_do_not_count(channels: int) -> None:
+    model = network(channels=channels)
+    volume, drawn = torch.rand(2, channels, 16, 16, 16), noise(2, 64)
+    padding = torch.zeros(2, 16, 16, 16, dtype=torch.bool)
+    torch.testing.assert_close(model(volume, drawn, padding=padding), model(volume, drawn))
+    padding[0, :6] = True  # a patch and a half
+    result = model.reconstruct(volume, drawn)
+    errors = (result.prediction - patchify(volume, model.patch_size)).square()
+    inside = patchify((~padding)[:, None].expand_as(volume).float(), model.patch_size) * result.mask[..., None]
+    expected = ((errors * inside).sum((1, 2)) / inside.sum((1, 2))).mean()
+    torch.testing.assert_close(model(volume, drawn, padding=padding), expected)
+    assert model(volume, drawn, padding=torch.ones_like(padding)).item() == 0.0

@@ -12,12 +12,12 @@ from training_backend.config import RunConfig
 from training_backend.config.presets import PRESETS, finetune_config
 from training_backend.config.registry import method, task
 from training_backend.data.dataset import Dataset
-from training_backend.data.manifest import ClassEntry, DatasetInfo
+from training_backend.data.manifest import CaseRecord, ClassEntry, DatasetInfo
 from training_backend.errors import ConfigError, DataError
 from training_backend.methods.base import Batch
 from training_backend.nn.param_groups import layer_decay_groups
 from training_backend.tasks.base import CaseResult
-from training_backend.tasks.segmentation import TASK, class_names
+from training_backend.tasks.segmentation import TASK, check_labels, class_names
 
 ENCODER = {"size": "tiny", "patch_size": (8, 8, 8), "embed_dim": 24, "heads": 2, "depth": 2}
 GENERATOR = torch.Generator()
@@ -65,6 +65,24 @@ def test_classes_come_from_the_dataset_unless_given(tmp_path: Path) -> None:
     run = config(task={"classes": ()}, data={"dataset": tmp_path})
     assert class_names(run) == ("background", "liver", "unused 2", "spleen")
     assert class_names(config()) == ("background", "ball")
+
+
+def test_all_254_values_and_names_that_occur_twice_make_a_valid_run(tmp_path: Path) -> None:
+    entries = [
+        ClassEntry(index=i, name="vessel" if i in (3, 7) else f"class {i}", colour="#000000") for i in (3, 7, 254)
+    ]
+    Dataset(tmp_path, DatasetInfo(name="many", classes=tuple(entries))).save()
+    run = config(task={"classes": ()}, data={"dataset": tmp_path})
+    names = run.updated({"task": {"classes": class_names(run)}}).task.classes  # type: ignore[union-attr]
+    assert len(names) == 255
+    assert (names[0], names[3], names[7], names[254]) == ("background", "vessel 3", "vessel 7", "class 254")
+
+
+def test_label_values_without_a_class_are_refused_before_training() -> None:
+    case = CaseRecord(id="case_1", subject="1", store={"label": {"values": {"1": 10, "2": 5}}})
+    with pytest.raises(ConfigError, match="2 classes, for label values 0 to 1, but case case_1 has 2"):
+        check_labels(config(), [case])
+    check_labels(config(task={"classes": ("background", "ball", "cube")}), [case])
 
 
 def test_datasets_without_labels_are_refused(tmp_path: Path) -> None:

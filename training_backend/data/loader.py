@@ -29,7 +29,7 @@ from training_backend.data.processes import ahead, choose_workers, end_with_pare
 from training_backend.data.store import StoredCase, open_case
 from training_backend.data.views import Batch, Key, StepViews, View, crop_view, generator
 from training_backend.data.volume import Triple
-from training_backend.errors import ConfigError, DataError, Med3dError
+from training_backend.errors import ConfigError, DataError, Med3dError, said
 
 if TYPE_CHECKING:
     import torch
@@ -264,7 +264,7 @@ class _Reader:
             views = [self._view(stored, case, slot) for slot in range(item.first, item.first + item.count)]
         except (Med3dError, OSError, MemoryError) as error:
             self._open.pop(case.id, None)
-            return _Loaded(item, case.id, failure=str(error) or type(error).__name__)
+            return _Loaded(item, case.id, failure=said(error))
         channels = stored.channels_of(self.loader.config.data.contrasts)
         return _Loaded(
             item,

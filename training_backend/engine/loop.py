@@ -18,7 +18,7 @@ from training_backend.engine.report import log
 from training_backend.engine.session import Session, roll_back, save
 from training_backend.engine.step import Outcome, optimise
 from training_backend.engine.validate import improves, validate
-from training_backend.errors import DataError, Med3dError
+from training_backend.errors import DataError, Med3dError, said
 from training_backend.tasks.base import Cancelled
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _preview(session: Session) -> None:
         try:
             written = write_preview(work, session.run.previews)
         except (Med3dError, OSError, RuntimeError) as error:  # pictures are no reason to lose a run
-            session.report.warning(f"No pictures were written: {error}", "preview")
+            session.report.warning(f"No pictures were written: {said(error)}", "preview")
             written = None
         if written is not None:
             folder, case = written

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from training_backend.config.data import AugmentConfig
 from training_backend.data.loader import ViewLoader
 from training_backend.data.manifest import CaseRecord, Split
 from training_backend.data.prepare import InputProfile, Prepared, stored_input
+from training_backend.data.views import IGNORED
 from training_backend.engine import seeds
 from training_backend.tasks.base import Cancelled, CaseResult, Task
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 MOST_VIEWS = 64
 """Views that the validation loss of pre-training is averaged over."""
+UNCHANGED = AugmentConfig(flip=(0, 0, 0)).model_dump()
+"""No augmentation."""
 
 
 def validate(work: Work, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
@@ -78,14 +82,15 @@ def profile_of(work: Work) -> InputProfile:
 def _view_loss(work: Work, stop: Callable[[], bool]) -> dict[str, float]:
     """Mean loss over fixed views with fixed masks; of training cases where no case is held out."""
     runtime, sums = work.runtime, torch.zeros(2, dtype=torch.float64)
-    for start, views in _fixed_views(work):
+    loader, steps = _fixed_views(work)
+    for start, views in steps:
         _check(work, stop)
         micro = work.state.progress.micro_batch
         for offset in range(0, len(views), micro):
             part = views[offset : offset + micro]
             slot = start + runtime.rank * work.views_per_process + offset
             generator = seeds.generator(work.config.seed, seeds.VALIDATION, slot)
-            batch = work.loader.to_batch(part, runtime.device)
+            batch = loader.to_batch(part, runtime.device)
             with runtime.autocast():
                 loss = work.loss(work.state.evaluated, batch, generator).loss
             sums += torch.tensor([float(loss.item()) * len(part), len(part)], dtype=torch.float64)
@@ -94,13 +99,14 @@ def _view_loss(work: Work, stop: Callable[[], bool]) -> dict[str, float]:
     return {"loss": mean, "score": mean}
 
 
-def _fixed_views(work: Work) -> Iterator[tuple[int, StepViews]]:
-    config = work.config.updated({"data": {"workers": 0}})
+def _fixed_views(work: Work) -> tuple[ViewLoader, Iterator[tuple[int, StepViews]]]:
+    """Loader of the views, which changes none of them at random, and the views of each step by its first slot."""
+    config = work.config.updated({"data": {"workers": 0, "augment": UNCHANGED}})
     split: Split = "val" if work.dataset.cases(split="val") else "train"
     loader = ViewLoader(work.dataset, config, split=split, rank=work.runtime.rank, world=work.runtime.world)
     batch = config.optim.batch_size
     steps = math.ceil(min(MOST_VIEWS, loader.views_per_epoch) / batch)
-    return ((index * batch, views) for index, views in enumerate(itertools.islice(loader.batches(0), steps)))
+    return loader, ((index * batch, views) for index, views in enumerate(itertools.islice(loader.batches(0), steps)))
 
 
 def _case_metrics(work: Work, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
@@ -118,7 +124,8 @@ def case_result(case: CaseRecord, prepared: Prepared, output: npt.NDArray[np.flo
     """Prediction and truth of a case on the grid of the network's input."""
     spacing = prepared.geometry.spacing_mm
     if prepared.label is not None and output.ndim == 4:
-        return CaseResult(case.id, output.argmax(0).astype(np.uint8), prepared.label, spacing)
+        truth = prepared.label if prepared.padding is None else np.where(prepared.padding, IGNORED, prepared.label)
+        return CaseResult(case.id, output.argmax(0).astype(np.uint8), truth, spacing)
     return CaseResult(case.id, output, np.asarray(case.target, np.float32), spacing)
 
 

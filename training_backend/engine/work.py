@@ -22,10 +22,12 @@ from training_backend.engine.memory import tune_blocks
 from training_backend.engine.optim import make_optimizer
 from training_backend.engine.runtime import Runtime
 from training_backend.engine.state import Progress, TrainState, averaged
+from training_backend.errors import ConfigError
 from training_backend.methods.base import Batch, StepOutput
+from training_backend.tasks.segmentation import check_labels
 
 if TYPE_CHECKING:
-    from training_backend.methods.base import Method
+    from training_backend.methods.base import Encoder, Method
     from training_backend.tasks.base import Task
     from training_backend.weights.report import ImportReport
 
@@ -83,7 +85,10 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
     task = find_task(config.task.name) if config.task else None
     dataset = Dataset.open(config.data.dataset)
     loader = ViewLoader(dataset, config, needs=task.needs if task else None, rank=runtime.rank, world=runtime.world)
+    if task is not None and task.needs == "labels":
+        check_labels(config, loader.cases)
     network, imported = build_network(config if not resuming else config.updated({"weights": ""}), method, task)
+    _check_channels(config, method.encoder(network) if task is None else network.encoder)  # type: ignore[arg-type]
     network.to(runtime.device)
     layer_id = functools.partial(task.layer_id, network) if task else None
     optimizer = make_optimizer(network, config.optim, layer_id, runtime.precision)
@@ -122,3 +127,12 @@ def build_network(config: RunConfig, method: Method, task: Task | None) -> tuple
     report = init_from(start, config.weights, config)
     logging.getLogger(__name__).info("%s", report)
     return network, report
+
+
+def _check_channels(config: RunConfig, encoder: Encoder) -> None:
+    given = max(1, len(config.data.contrasts))
+    if encoder.in_channels != given:
+        raise ConfigError(
+            f"The network takes {encoder.in_channels} channels, but the views have {given}.",
+            "Name as many contrasts in data.contrasts as method.in_channels says, or leave method.in_channels empty.",
+        )

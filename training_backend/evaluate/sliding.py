@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from training_backend.tasks.base import Cancelled, Progress
@@ -49,8 +48,8 @@ def predict_probabilities(
 ) -> Tensor:
     """Blended probabilities [K, D, H, W] of `volume` [1, C, D, H, W], on the CPU.
 
-    Windows are weighted with a Gaussian; volumes smaller than the window are padded with zeros on both sides.
-    Equals ``monai.inferers.sliding_window_inference(mode="gaussian")``.
+    Windows are weighted with a Gaussian; volumes smaller than the window are padded on both sides with the minimum of
+    each channel, as in training. Otherwise equals ``monai.inferers.sliding_window_inference(mode="gaussian")``.
 
     Args:
         predictor: network with its softmax; receives windows on the device of `volume`.
@@ -104,7 +103,7 @@ def _slabs(
     shape = tuple(volume.shape[2:])
     before = [max(0, size - n) // 2 for size, n in zip(tiling.window, shape, strict=True)]
     after = [max(0, size - n) - b for size, n, b in zip(tiling.window, shape, before, strict=True)]
-    padded = F.pad(volume, [before[2], after[2], before[1], after[1], before[0], after[0]])
+    padded = _padded(volume, before, after)
     starts = [_starts(n, size, tiling.overlap) for n, size in zip(padded.shape[2:], tiling.window, strict=True)]
     inside = tuple(slice(b, b + n) for b, n in zip(before[1:], shape[1:], strict=True))
     slab = _Slab(tiling, tuple(padded.shape[3:]))
@@ -121,6 +120,17 @@ def _slabs(
         low, high = max(z, before[0]), min(z + step, before[0] + shape[0])
         if high > low:
             yield low - before[0], finished[:, low - z : high - z, inside[0], inside[1]]
+
+
+def _padded(volume: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """`volume` [1, C, D, H, W] with the minimum of each channel around it; the volume itself where none is needed."""
+    if not any(before) and not any(after):
+        return volume
+    shape = [b + n + a for b, n, a in zip(before, volume.shape[2:], after, strict=True)]
+    padded = volume.amin(dim=(2, 3, 4), keepdim=True).expand(*volume.shape[:2], *shape).clone()
+    z, y, x = (slice(b, b + n) for b, n in zip(before, volume.shape[2:], strict=True))
+    padded[:, :, z, y, x] = volume
+    return padded
 
 
 class _Slab:

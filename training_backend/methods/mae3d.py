@@ -147,9 +147,9 @@ def ends_in_sigmoid(run: RunConfig) -> bool:
 
 
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
-    """Mean squared error over hidden patches; the masking is drawn from `generator`."""
+    """Mean squared error over hidden voxels inside the scan; the masking is drawn from `generator`."""
     noise = _noise(network, batch.volume, generator)
-    return StepOutput(loss=network(batch.volume, noise))
+    return StepOutput(loss=network(batch.volume, noise, padding=batch.padding))
 
 
 def preview(

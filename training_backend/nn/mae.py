@@ -129,13 +129,16 @@ class MaskedAutoencoder(VitEncoder):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, volume: Tensor, noise: Tensor, mask_ratio: float | None = None) -> Tensor:
+    def forward(
+        self, volume: Tensor, noise: Tensor, mask_ratio: float | None = None, padding: Tensor | None = None
+    ) -> Tensor:
         """Loss: mean squared error over hidden patches (0 if none is hidden).
 
         Args:
             volume: [B, C, D, H, W].
             noise: [B, L] uniform random numbers; the patches with the smallest stay visible.
             mask_ratio: share of patches to hide; None takes the network's own.
+            padding: [B, D, H, W] bool, true for voxels that do not count, being outside the scan; None counts all.
         """
         pixels, masking = self._mask(volume, noise, mask_ratio)
         latent = self._encode_visible(pixels, masking, volume)
@@ -143,7 +146,13 @@ class MaskedAutoencoder(VitEncoder):
         prediction = self._decode(latent, masking, volume, first=latent.shape[1] if hidden else 0)
         if not hidden:
             return prediction.sum() * 0.0
-        return F.mse_loss(prediction.float(), self._target(_take(pixels, masking.hidden)))
+        target = self._target(_take(pixels, masking.hidden))
+        if padding is None:
+            return F.mse_loss(prediction.float(), target)
+        counts = patchify((~padding).unsqueeze(1).expand_as(volume).float(), self.patch_size)
+        weights = _take(counts, masking.hidden)
+        errors = ((prediction.float() - target).square() * weights).sum(dim=(1, 2))
+        return (errors / weights.sum(dim=(1, 2)).clamp(min=1)).mean()  # per view: the same for any micro-batch
 
     def reconstruct(self, volume: Tensor, noise: Tensor, mask_ratio: float | None = None) -> Reconstruction:
         """Prediction of every patch, visible ones too; arguments as `forward`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from training_backend.data.manifest import CaseRecord
     from training_backend.evaluate.sliding import Predictor, Tiling
     from training_backend.nn.unetr import Unetr
 
-MOST_CLASSES = 254
-"""255 marks unlabelled voxels."""
+MOST_CLASSES = 255
+"""Background included: label values end at 254, since 255 marks unlabelled voxels."""
 
 
 class SegmentationConfig(TaskConfig):
@@ -124,12 +125,32 @@ def class_names(config: RunConfig) -> tuple[str, ...]:
     info = Dataset.open(config.data.dataset).info
     table = {entry.index: entry.name for entry in info.classes}
     largest = max(table, default=0)
-    if not 0 < largest <= MOST_CLASSES:
+    if not 0 < largest < MOST_CLASSES:
         raise ConfigError(
-            f"Segmentation needs label values from 1 to {MOST_CLASSES}, but those of {info.name} end at {largest}.",
+            f"Segmentation needs label values from 1 to {MOST_CLASSES - 1}, but those of {info.name} end at {largest}.",
             "Use a dataset with labels, or relabel its masks.",
         )
-    return tuple(table.get(index, "background" if index == 0 else f"unused {index}") for index in range(largest + 1))
+    table = {0: "background"} | table
+    found = [table.get(index, f"unused {index}") for index in range(largest + 1)]
+    return tuple(f"{name} {index}" if found.count(name) > 1 else name for index, name in enumerate(found))
+
+
+def check_labels(config: RunConfig, cases: Iterable[CaseRecord]) -> None:
+    """Refuse cases whose stored label values have no class in the run.
+
+    Raises:
+        ConfigError: a label value without a class.
+    """
+    from training_backend.errors import ConfigError
+
+    count = len(class_names(config))
+    for case in cases:
+        largest = max((int(value) for value in case.store.get("label", {}).get("values", {})), default=0)
+        if largest >= count:
+            raise ConfigError(
+                f"The task has {count} classes, for label values 0 to {count - 1}, but case {case.id} has {largest}.",
+                "Name every class in task.classes, or leave it empty to take those of the dataset.",
+            )
 
 
 def settings(config: RunConfig) -> SegmentationConfig:
