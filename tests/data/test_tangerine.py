@@ -55,3 +55,15 @@ def test_lines_that_are_no_npz_are_returned_not_lost(tmp_path: Path) -> None:
     kept, other = read_list(listing)
     assert [path.name for path in kept] == ["a.npz", "c.npz"]
     assert other == ["b.nii.gz"]
+
+
+def test_scans_of_the_same_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    scans = [tmp_path / person / "ct.nii.gz" for person in ("a", "b")]
+    for value, path in enumerate(scans):
+        path.parent.mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(np.full((4, 4, 4), 800 * value, np.int16)), str(path))
+    report = prepare(scans, tmp_path / "out", size=4)
+    assert [path.name for path in report.written] == ["ct.npz", "ct_2.npz"]
+    assert [float(np.load(path)["volume"].mean()) for path in report.written] == pytest.approx([0.6, 1.0], abs=1e-3)
+    again = prepare(scans, tmp_path / "out", size=4)
+    assert again.written == report.written

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from training_backend.config import RunConfig
+from training_backend.config.data import AugmentConfig
 from training_backend.config.presets import PRESETS, pretrain_config
 from training_backend.errors import ConfigError
 from training_backend.methods.base import Batch
@@ -58,6 +59,9 @@ def test_the_published_preset_is_the_published_recipe() -> None:
     assert (run.data.size, run.data.view, run.data.keep_aspect) == ((256, 256, 256), "volume", False)
     assert (run.optim.lr, run.optim.betas, run.optim.weight_decay) == (1e-4, (0.9, 0.95), 0.05)
     assert (run.optim.batch_size, run.optim.epochs, run.optim.warmup) == (224, 400, 20 / 400)
+    assert (run.optim.schedule, run.optim.min_lr, run.optim.clip_grad) == ("cosine", 0, None)
+    assert (run.data.intensity.profile, run.data.intensity.low, run.data.intensity.high) == ("window", -1200, 800)
+    assert run.data.augment == AugmentConfig(flip=(0, 0.2, 0.2))
 
 
 def test_learning_one_volume_by_heart() -> None:

@@ -8,6 +8,7 @@ instead.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from training_backend.data.facts import scan_name
 from training_backend.errors import DataError, Med3dError
 from training_backend.files import atomic, write_text
 
@@ -116,14 +118,13 @@ def prepare(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     report = PrepareReport(output / "volumes.txt")
-    for done, path in enumerate(paths, 1):
-        name = Path(path).name.removesuffix(".gz")
+    for done, path in enumerate(map(Path, paths), 1):
         try:
-            volume = window_hu(_on_cube(Path(path), size, keep_aspect))
+            volume = window_hu(_on_cube(path, size, keep_aspect))
         except Med3dError as error:
             report.refused[str(path)] = str(error)
             continue
-        target = output / f"{Path(name).stem}.npz"
+        target = _target(output, path.name if path.is_dir() else scan_name(path), report.written)
         with atomic(target) as stream:
             np.savez_compressed(stream, volume=volume)
         report.written.append(target)
@@ -131,6 +132,14 @@ def prepare(
             progress(done / len(paths))
     write_text(report.list_file, "".join(f"{path}\n" for path in report.written))
     return report
+
+
+def _target(output: Path, name: str, taken: Sequence[Path]) -> Path:
+    """File for a scan called `name`, numbered where another scan of this list has that name."""
+    numbered = (
+        output / f"{name}{number}.npz" for number in itertools.chain([""], (f"_{n}" for n in itertools.count(2)))
+    )
+    return next(path for path in numbered if path not in taken)
 
 
 def _on_cube(path: Path, size: int, keep_aspect: bool) -> npt.NDArray[np.float32]:
