@@ -23,7 +23,6 @@ def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
     """
     import tyro
 
-    from training_backend.data.dataset import Dataset
     from training_backend.watch import train
 
     base = _defaults(kind, arguments)
@@ -42,7 +41,6 @@ def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
         changes = {**settings.model_dump(), "kind": kind, "preset": preset}
         changes["data"]["dataset"] = data
         run = RunConfig.parse(changes)
-        Dataset.open(data)  # a wrong folder is told before a run directory is made for it
         return train(run, output, detach=detach)
 
     command.__doc__ = _HELP.format(
