@@ -47,7 +47,7 @@ def test_pretraining_run_leaves_everything_that_its_directory_promises(pretrain,
     train = events(run, "metrics", split="train")
     assert [event["step"] for event in train] == [1, 2, 3, 4, 5, 6]
     assert all(math.isfinite(event["values"]["loss"]) and event["steps"] == 6 for event in train)
-    assert {"lr", "step_s", "loader_s", "memory_mb", "eta_s", "epoch"} <= set(train[0])
+    assert {"lr", "step_s", "processor_s", "loader_s", "memory_mb", "eta_s", "epoch"} <= set(train[0])
     validations = events(run, "metrics", split="val")
     assert [event["step"] for event in validations] == [3, 6]
     best = min(event["score"] for event in validations)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 CROP = (80, 64, 40)
 """Voxels along the file's (x, y, z)."""
@@ -23,6 +23,7 @@ def main(
     seed: int = 0,
     threads: int = 1,
     residual_units: int = 0,
+    clock: Literal["wall", "processor"] = "wall",
 ) -> dict[str, Any]:
     """Train for `budget_s` seconds and write a label map (z, y, x) of every validation case at full resolution.
 
@@ -33,6 +34,7 @@ def main(
         budget_s: seconds from the first step to the end of training.
         seed: of weights and crops.
         threads: of PyTorch.
+        clock: whose seconds count: those of the wall, or those that the processor worked for this process.
         residual_units: of MONAI's U-Net; 0, its default, takes about three times as many steps in the same time as 2.
 
     Returns:
@@ -51,8 +53,9 @@ def main(
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
     losses: list[float] = []
-    start = time.monotonic()
-    while (done := (time.monotonic() - start) / budget_s) < 1:
+    now = time.monotonic if clock == "wall" else time.process_time
+    start = now()
+    while (done := (now() - start) / budget_s) < 1:
         optimiser.param_groups[0]["lr"] = 1e-3 * (1 - done) ** 0.9
         batch = next(batches)
         loss = loss_of(network(batch["image"]), batch["label"])
@@ -60,7 +63,7 @@ def main(
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    seconds = time.monotonic() - start
+    seconds = now() - start
     _predict(network.eval(), data, output)
     return {"steps": len(losses), "seconds": seconds, "loss": sum(losses[-50:]) / len(losses[-50:])}
 

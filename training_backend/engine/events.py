@@ -5,8 +5,8 @@ Every event has `type`, `time` (seconds since 1970) and `step`. The other keys b
 ==============  ====================================================================================================
 ``state``       `state` (one of `STATES`), `reason`
 ``metrics``     `split` ("train" or "val"), `epoch`, `values` {name: number}; for train also `lr`, `step_s`,
-                `loader_s`, `memory_mb`, and `steps` (total planned), `eta_s`, `best_score`; for val `score`,
-                `best_score`, `best_step` (the task's score, higher is better, or the loss of pre-training)
+                `processor_s`, `loader_s`, `memory_mb`, and `steps` (total planned), `eta_s`, `best_score`; for val
+                `score`, `best_score`, `best_step` (the task's score, higher is better, or the loss of pre-training)
 ``preview``     `folder` (relative to the run), `case`
 ``checkpoint``  `folder`, `best` (bool)
 ``warning``     `message` (sentence), `category`, `cases` (list of ids)

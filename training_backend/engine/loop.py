@@ -178,6 +178,7 @@ def _report(session: Session, outcome: Outcome, clock: Clock) -> None:
         values={"loss": outcome.loss, "grad_norm": outcome.grad_norm, **outcome.scalars},
         lr=outcome.lr,
         step_s=clock.step_s,
+        processor_s=clock.processor_s,
         loader_s=clock.loader_s,
         memory_mb=work.runtime.memory_mb(),
         steps=work.total_steps,
