@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.parity import mae3d
+from tests.parity import ar, mae3d
 from tests.parity.cases import read_manifest
 
-SYSTEMS = {"3D-MAE-MedImaging": mae3d}
-"""Module of each covered system, by the `reference` that its manifest names. A module gives `checks(folder, manifest)`,
-the named checks of a folder."""
+SYSTEMS = {"3D-MAE-MedImaging": mae3d, "AR-SSL4M": ar}
+"""Module of each covered system, by a part of the `reference` that its manifest names. A module gives
+`checks(folder, manifest)`, the named checks of a folder."""
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
 
@@ -31,11 +31,12 @@ def collect(root: Path) -> list[tuple[str, Callable[[], None]]]:
     found = []
     for path in sorted(root.rglob("manifest.json")):
         manifest, folder = read_manifest(path.parent), path.parent
-        system = SYSTEMS.get(str(manifest.get("reference", "")))
+        reference = str(manifest.get("reference", ""))
+        system = next((module for part, module in SYSTEMS.items() if part in reference), None)
         if system is not None:
             found += [(f"{folder.name}-{name}", check) for name, check in system.checks(folder, manifest)]
-        elif folder == root:
-            found.append(_failing(folder.name, f"the system {manifest.get('reference')!r} is not covered"))
+        else:
+            found.append(_failing(folder.name, f"the system {reference!r} is not covered"))
     return found or [_failing(root.name, f"no manifest of a covered system under {root}")]
 
 

@@ -1,6 +1,6 @@
 """Configuration models; torch-free, so the viewer builds its forms from them."""
 
-from training_backend.config.data import AugmentConfig, DataConfig, IngestConfig, IntensityConfig
+from training_backend.config.data import AugmentConfig, DataConfig, IngestConfig, IntensityConfig, SequenceConfig
 from training_backend.config.engine import EngineConfig, OptimConfig
 from training_backend.config.model import ConfigModel, merged, ui
 from training_backend.config.run import MethodConfig, RunConfig, TaskConfig
@@ -15,6 +15,7 @@ __all__ = [
     "MethodConfig",
     "OptimConfig",
     "RunConfig",
+    "SequenceConfig",
     "TaskConfig",
     "merged",
     "ui",

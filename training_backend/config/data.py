@@ -44,6 +44,25 @@ class AugmentConfig(ConfigModel):
     """Probability of a gamma change with an exponent drawn from U(0.75, 1.25)."""
 
 
+class SequenceConfig(ConfigModel):
+    """How a view is glued from slabs along z (AR-SSL4M, "sequences"); used where `view` is "sequence"."""
+
+    spatial: float = Field(1.0, ge=0)
+    """Weight of spatial sequences: overlapping slabs of one crop."""
+    contrast: float = Field(0.0, ge=0)
+    """Weight of contrast sequences: the same box in the co-registered contrasts of one case."""
+    semantic: float = Field(0.0, ge=0)
+    """Weight of semantic sequences: lesions of one type in different patients."""
+    slabs: int = Field(4, ge=2, json_schema_extra=ui(advanced=True))
+    """Slabs in a view."""
+    stride: int = Field(8, ge=1, json_schema_extra=ui(advanced=True))
+    """Voxels between the starts of neighbouring slabs of a spatial sequence."""
+    contrasts: tuple[str, ...] = ()
+    """Contrasts of a contrast sequence, in this order; empty takes those of the dataset."""
+    lesions: Path | None = None
+    """Table of lesion boxes with a type, for semantic sequences."""
+
+
 class DataConfig(ConfigModel):
     """The dataset and the views that training cuts from it."""
 
@@ -51,8 +70,9 @@ class DataConfig(ConfigModel):
     """Folder made by ``med3dssl data ingest``."""
     contrasts: tuple[str, ...] = ()
     """Contrasts stacked as input channels, in this order; empty means the first image of each case."""
-    view: Literal["crop", "volume"] = "crop"
-    """crop: random boxes of `size` voxels. volume: the whole body resampled to `size` voxels."""
+    view: Literal["crop", "volume", "sequence"] = "crop"
+    """crop: random boxes of `size` voxels. volume: the whole body resampled to `size` voxels. sequence: slabs glued
+    along z, as `sequence` says."""
     size: tuple[int, int, int] = (96, 96, 96)
     """Voxels of one view along (z, y, x)."""
     keep_aspect: bool = True
@@ -65,6 +85,7 @@ class DataConfig(ConfigModel):
     """Use only this many training cases (chosen by the seed); empty uses all."""
     intensity: IntensityConfig = IntensityConfig()
     augment: AugmentConfig = AugmentConfig()
+    sequence: SequenceConfig = Field(SequenceConfig(), json_schema_extra=ui(advanced=True))
     workers: int | None = Field(None, ge=0, json_schema_extra=ui(advanced=True))
     """Loader processes; empty chooses from the processors. Batches do not depend on it."""
 

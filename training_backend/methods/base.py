@@ -5,7 +5,7 @@ A method's file imports torch only inside its functions, so the viewer can read 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from training_backend.config import MethodConfig, RunConfig
+    from training_backend.config import ConfigModel, MethodConfig, RunConfig
 
-__all__ = ["Batch", "Card", "Encoder", "EncoderOutput", "Method", "PreviewArray", "StepOutput"]
+__all__ = ["Batch", "Card", "Encoder", "EncoderOutput", "Method", "ModelView", "PreviewArray", "StepOutput"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,32 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class ModelView:
+    """Something that a method can show of its network: a section of the Explore panel and of ``med3dssl view``.
+
+    Attributes:
+        name: registered name, e.g. "next-patch"; of `med3dssl view --name`.
+        title: of the section.
+        tip: one sentence on what is seen.
+        options: settings model; its fields become the section's form and the flags. A field called ``point`` (hidden)
+            receives the voxel (z, y, x) of the network's view that the user clicked, where `point` is true.
+        draw: pictures of one view [1, C, D, H, W] for a network (an encoder where `needs` is "encoder"), the options
+            and a generator on the CPU. Each list that it yields replaces the pictures of the same name that came
+            before, so a long drawing can be watched; the caller may stop between two of them.
+        needs: "pretrain" for networks with their pre-training heads, "encoder" for any model of the method.
+        point: whether it starts from a clicked voxel.
+    """
+
+    name: str
+    title: str
+    tip: str
+    options: type[ConfigModel]
+    draw: Callable[[Any, Tensor, Any, torch.Generator], Iterator[list[PreviewArray]]]
+    needs: str = "pretrain"
+    point: bool = False
+
+
+@dataclass(frozen=True)
 class Method:
     """A self-supervised method; from this object follow form, flags, docs page, smoke test and preview layers.
 
@@ -104,6 +130,7 @@ class Method:
         encoder: the encoder of a built network, sharing its weights.
         build_encoder: the same encoder without the pre-training heads, for fine-tuning.
         family: name of the importer in `weights.families` for the authors' checkpoints.
+        views: what can be shown of its networks besides features, similarity and attention.
     """
 
     name: str
@@ -116,3 +143,4 @@ class Method:
     encoder: Callable[[nn.Module], Encoder]
     build_encoder: Callable[[RunConfig], Encoder]
     family: str
+    views: tuple[ModelView, ...] = ()
