@@ -18,6 +18,9 @@ from training_backend.jobs.client import Cancelled
 
 log = logging.getLogger(__name__)
 
+NOTHING: tuple[str, tuple[Any, ...]] = ("cancelled", ())
+"""Outcome of work that was cancelled, or not done: the signal that tells it and its values."""
+
 
 def sentence(error: BaseException) -> str:
     """What a user reads of an error: its own sentence, or a plain one that keeps the traceback in the log."""
@@ -34,8 +37,9 @@ def sentence(error: BaseException) -> str:
 class Job(QObject):
     """One piece of work in a thread of its own.
 
-    Signals arrive on the thread that made the job. `stop` asks the work to end: it then gets `Cancelled` from its
-    next report of progress.
+    Signals arrive on the thread that made the job: `progressed` while it runs, then in one go `ended` and one of
+    `done`, `failed` and `cancelled`. Whoever sees the outcome therefore sees no sign of work any more. `stop` asks the
+    work to end: it then gets `Cancelled` from its next report of progress.
     """
 
     done = Signal(object)
@@ -49,7 +53,7 @@ class Job(QObject):
         self._stop = threading.Event()
         if reports:
             options["progress"] = self._report
-        self._thread = _Thread(self, function, arguments, options)
+        self._thread = _Thread(function, arguments, options)
         self._thread.finished.connect(self._finish)
 
     def start(self) -> Job:
@@ -70,6 +74,10 @@ class Job(QObject):
     def _finish(self) -> None:
         _running.discard(self)
         self.ended.emit()
+        self._thread.wait()  # it only leaves; a thread that still does must not be deleted
+        outcome, values = self._thread.outcome
+        self._thread.outcome = NOTHING  # widgets keep their last job, which must not keep what it brought
+        getattr(self, outcome).emit(*values)
 
     def _report(self, share: float, text: str = "") -> bool:
         if self._stop.is_set():
@@ -82,21 +90,20 @@ _running: set[Job] = set()
 
 
 class _Thread(QThread):
-    def __init__(self, job: Job, function: Callable[..., Any], arguments: Any, options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: Any, options: dict[str, Any]) -> None:
         super().__init__()
         self.setObjectName(f"med3dssl {getattr(function, '__name__', 'work')}")
-        self._call = (job, function, arguments, options)
+        self._call = (function, arguments, options)
+        self.outcome = NOTHING
 
     def run(self) -> None:
-        job, function, arguments, options = self._call
+        function, arguments, options = self._call
         try:
-            result = function(*arguments, **options)
+            self.outcome = ("done", (function(*arguments, **options),))
         except Cancelled:
-            job.cancelled.emit()
+            self.outcome = NOTHING
         except Exception as error:  # noqa: BLE001  every failure must reach the user as a sentence
-            job.failed.emit(sentence(error))
-        else:
-            job.done.emit(result)
+            self.outcome = ("failed", (sentence(error),))
 
 
 def start(

@@ -83,6 +83,24 @@ def test_work_runs_in_a_thread_and_answers_in_the_qt_thread(qtbot: Any) -> None:
     assert seen["thread"] == threading.get_ident() != seen["worker"]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_whoever_hears_the_outcome_sees_no_sign_of_work_any_more(fails: bool, qtbot: Any) -> None:
+    owner, heard = QWidget(), []
+    qtbot.addWidget(owner)
+
+    def work() -> int:
+        if fails:
+            raise DataError("The scan is empty.")
+        return 7
+
+    def note(outcome: object) -> None:
+        heard.extend(["running" if job.running else "idle", outcome])
+
+    job = _work.start(owner, work, done=note, failed=note, ended=lambda: heard.append("ended"))
+    qtbot.waitUntil(lambda: not job.running)
+    assert heard == ["ended", "idle", "The scan is empty." if fails else 7]
+
+
 def test_work_is_cancelled_at_its_next_report(qtbot: Any) -> None:
     owner = QWidget()
     qtbot.addWidget(owner)
