@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from training_backend.data.views import Batch
 from training_backend.nn.output import EncoderOutput
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from training_backend.config import ConfigModel, MethodConfig, RunConfig
 
-__all__ = ["Batch", "Card", "Encoder", "EncoderOutput", "Method", "ModelView", "PreviewArray", "StepOutput"]
+__all__ = ["Batch", "Card", "Encoder", "EncoderOutput", "Frame", "Method", "ModelView", "PreviewArray", "StepOutput"]
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,37 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class Frame:
+    """One state of a drawing that may go on.
+
+    Attributes:
+        pictures: replace those of the same name that came before. Their arrays may be changed by the next frame: whoever
+            keeps them takes a copy.
+        text: a sentence on what is seen, with its numbers.
+        share: of the work done, 0..1.
+    """
+
+    pictures: Sequence[PreviewArray]
+    text: str = ""
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class ModelView:
     """Something that a method can show of its network: a section of the Explore panel and of ``med3dssl view``.
 
     Attributes:
         name: registered name, e.g. "next-patch"; of `med3dssl view --name`.
         title: of the section.
-        tip: one sentence on what is seen.
+        tip: one or two sentences on what is seen.
         options: settings model; its fields become the section's form and the flags. A field called ``point`` (hidden)
-            receives the voxel (z, y, x) of the network's view that the user clicked, where `point` is true.
-        draw: pictures of one view [1, C, D, H, W] for a network (an encoder where `needs` is "encoder"), the options
-            and a generator on the CPU. Each list that it yields replaces the pictures of the same name that came
-            before, so a long drawing can be watched; the caller may stop between two of them.
-        needs: "pretrain" for networks with their pre-training heads, "encoder" for any model of the method.
+            receives the voxel (z, y, x) of the network's view that the user clicked, where `point` is true; one called
+            ``seed`` seeds the generator.
+        draw: frames of one view [1, C, D, H, W] for a network in evaluation mode, the options and a generator on the
+            CPU; called without gradients. The caller may stop between two frames, so long work has many.
+        needs: "pretrain" for networks with their pre-training heads, "encoder" for the encoder of any model of the
+            method, "finetune" for networks with a task.
+        task: name of that task, for "finetune".
         point: whether it starts from a clicked voxel.
     """
 
@@ -108,9 +126,14 @@ class ModelView:
     title: str
     tip: str
     options: type[ConfigModel]
-    draw: Callable[[Any, Tensor, Any, torch.Generator], Iterator[list[PreviewArray]]]
-    needs: str = "pretrain"
+    draw: Callable[[Any, Tensor, Any, torch.Generator], Iterator[Frame]]
+    needs: Literal["pretrain", "encoder", "finetune"] = "pretrain"
+    task: str = ""
     point: bool = False
+
+    def suits(self, kind: str, task: str | None = None) -> bool:
+        """Whether a model of a kind ("pretrain", "encoder" or "finetune") and task can be shown this way."""
+        return self.needs in ("encoder", kind) and self.task in ("", task)
 
 
 @dataclass(frozen=True)
