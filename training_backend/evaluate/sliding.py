@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,12 +36,16 @@ class Tiling:
         overlap: share of a window that the next one repeats, from 0 to below 1.
         batch: windows per forward pass.
         accumulate_on: device of the running slab; None is where the predictor's output is.
+        blend: weights of a window's voxels: a Gaussian, or the same for all.
+        fill: value around volumes smaller than a window; None takes the minimum of each channel, as in training.
     """
 
     window: Triple
     overlap: float = 0.5
     batch: int = 1
     accumulate_on: torch.device | None = None
+    blend: Literal["gaussian", "constant"] = "gaussian"
+    fill: float | None = None
 
 
 def predict_probabilities(
@@ -48,8 +53,8 @@ def predict_probabilities(
 ) -> Tensor:
     """Blended probabilities [K, D, H, W] of `volume` [1, C, D, H, W], on the CPU.
 
-    Windows are weighted with a Gaussian; volumes smaller than the window are padded on both sides with the minimum of
-    each channel, as in training. Otherwise equals ``monai.inferers.sliding_window_inference(mode="gaussian")``.
+    Volumes smaller than the window are padded on both sides. Otherwise equals
+    ``monai.inferers.sliding_window_inference`` with `mode` as `Tiling.blend`.
 
     Args:
         predictor: network with its softmax; receives windows on the device of `volume`.
@@ -103,7 +108,7 @@ def _slabs(
     shape = tuple(volume.shape[2:])
     before = [max(0, size - n) // 2 for size, n in zip(tiling.window, shape, strict=True)]
     after = [max(0, size - n) - b for size, n, b in zip(tiling.window, shape, before, strict=True)]
-    padded = _padded(volume, before, after)
+    padded = _padded(volume, before, after, tiling.fill)
     starts = [_starts(n, size, tiling.overlap) for n, size in zip(padded.shape[2:], tiling.window, strict=True)]
     inside = tuple(slice(b, b + n) for b, n in zip(before[1:], shape[1:], strict=True))
     slab = _Slab(tiling, tuple(padded.shape[3:]))
@@ -122,12 +127,13 @@ def _slabs(
             yield low - before[0], finished[:, low - z : high - z, inside[0], inside[1]]
 
 
-def _padded(volume: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
-    """`volume` [1, C, D, H, W] with the minimum of each channel around it; the volume itself where none is needed."""
+def _padded(volume: Tensor, before: Sequence[int], after: Sequence[int], fill: float | None) -> Tensor:
+    """`volume` [1, C, D, H, W] with `fill` (None: each channel's minimum) around it; itself where none is needed."""
     if not any(before) and not any(after):
         return volume
     shape = [b + n + a for b, n, a in zip(before, volume.shape[2:], after, strict=True)]
-    padded = volume.amin(dim=(2, 3, 4), keepdim=True).expand(*volume.shape[:2], *shape).clone()
+    around = volume.amin(dim=(2, 3, 4), keepdim=True) if fill is None else volume.new_full((1, 1, 1, 1, 1), fill)
+    padded = around.expand(*volume.shape[:2], *shape).clone()
     z, y, x = (slice(b, b + n) for b, n in zip(before, volume.shape[2:], strict=True))
     padded[:, :, z, y, x] = volume
     return padded
@@ -148,7 +154,8 @@ class _Slab:
         if self.sums is None:
             self.sums = output.new_zeros((output.shape[1], depth, *self.plane))
             self.weights = output.new_zeros((depth, *self.plane))
-        importance = gaussian(self.tiling.window).to(output.device)
+        flat = self.tiling.blend == "constant"
+        importance = (torch.ones(self.tiling.window) if flat else gaussian(self.tiling.window)).to(output.device)
         for window, (y, x) in zip(output, corners, strict=True):
             box = (..., slice(y, y + height), slice(x, x + width))
             self.sums[box].addcmul_(window, importance)

@@ -10,7 +10,7 @@ UNLABELLED = 255
 """Label of voxels that no loss looks at."""
 
 
-def dice_ce(logits: Tensor, labels: Tensor, *, smooth: float = 1e-5) -> tuple[Tensor, Tensor]:
+def dice_ce(logits: Tensor, labels: Tensor, *, smooth: float = 1e-5, squared: bool = False) -> tuple[Tensor, Tensor]:
     """Soft Dice loss and cross-entropy, both as means over the labelled voxels.
 
     Dice is taken per sample and class, background included, as ``(2 overlap + s) / (prediction + truth + s)``; a class
@@ -21,6 +21,8 @@ def dice_ce(logits: Tensor, labels: Tensor, *, smooth: float = 1e-5) -> tuple[Te
         logits: [B, K, D, H, W].
         labels: [B, D, H, W] class indices; 255 where unlabelled.
         smooth: the number s.
+        squared: square predictions in the denominator and leave s out of the numerator, as UNETR's and AR-SSL4M's
+            recipes do (with s = 1e-6): a class absent from the truth then costs its full share.
 
     Returns:
         Dice loss in 0..1 and cross-entropy, two scalars; zero without labelled voxels.
@@ -32,6 +34,6 @@ def dice_ce(logits: Tensor, labels: Tensor, *, smooth: float = 1e-5) -> tuple[Te
     classes = torch.arange(logits.shape[1], device=labels.device).unsqueeze(1)
     truth = (labels.unsqueeze(1) == classes).to(p.dtype)
     overlap = (p * truth).sum(2)
-    total = (p * labelled.unsqueeze(1)).sum(2) + truth.sum(2)
-    dice = (2 * overlap + smooth) / (total + smooth)
+    total = ((p.square() if squared else p) * labelled.unsqueeze(1)).sum(2) + truth.sum(2)
+    dice = (2 * overlap + (0.0 if squared else smooth)) / (total + smooth)
     return 1 - dice.mean(), summed / labelled.sum().clamp_min(1)

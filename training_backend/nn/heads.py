@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KINDS = ("class", "pooled", "concat", "pre_logits", "normalised")
 """Embeddings of a volume; see `embeddings`."""
 
-Pooling = Literal["global", "class"]
+Pooling = Literal["global", "class", "tokens"]
 
 
 class VolumeHead(nn.Module):
@@ -32,8 +32,10 @@ class VolumeHead(nn.Module):
         encoder: gives tokens, and a class token if it has one.
         outputs: numbers K per volume.
         pooling: "global" joins the class token and the mean of the patch tokens and normalises the two; "class" takes
-            the class token after the encoder's final norm. Encoders without class token are pooled over patches.
-        hidden: widths of hidden layers of the head; empty for a linear one.
+            the class token after the encoder's final norm; "tokens" gives every patch token after that norm its own
+            outputs through ``score``, which has no bias, and takes their mean, so they add up to the outputs of the
+            volume. Encoders without class token are pooled over patches.
+        hidden: widths of hidden layers of the head; empty for a linear one, as "tokens" must have.
         freeze: keep the encoder as it is.
     """
 
@@ -53,19 +55,45 @@ class VolumeHead(nn.Module):
         if pooling == "global":
             self.encoder.norm = nn.Identity()  # the norm of single tokens is not used, as published
             self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.head = _head(width, outputs, hidden)
+        if pooling == "tokens":
+            self.score = nn.Linear(width, outputs, bias=False)
+        else:
+            self.head = _head(width, outputs, hidden)
         if freeze:
             self.encoder.requires_grad_(False)
 
     def forward(self, volume: Tensor) -> Tensor:
         """Outputs [B, K] of `volume` [B, C, D, H, W], padded with zeros to whole patches."""
-        outputs: Tensor = self.head(self.features(volume))
+        features = self.features(volume)
+        outputs: Tensor = self.score(features) if self.pooling == "tokens" else self.head(features)
         return outputs
+
+    def evidence(self, volume: Tensor) -> Tensor:
+        """What each token adds to the outputs [B, K, d, h, w] of a "tokens" head; their mean is the output.
+
+        Raises:
+            ConfigError: a head of another kind, whose outputs are no sum over tokens.
+        """
+        if self.pooling != "tokens":
+            from training_backend.errors import ConfigError
+
+            raise ConfigError(
+                f"A head with {self.pooling} pooling does not say which part of a volume speaks for a class.",
+                "Train one with task.pooling tokens.",
+            )
+        encoder = cast("Encoder", self.encoder)
+        padded = pad_to_patch(volume, encoder.patch_size)
+        features = encoder.encode(padded)
+        scores: Tensor = self.score(_final_norm(self.encoder)(features.tokens))
+        return scores.transpose(1, 2).unflatten(2, features.grid)
 
     def features(self, volume: Tensor) -> Tensor:
         """What the head sees, [B, E] or [B, 2E]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             tokens, summary = _encode(cast("Encoder", self.encoder), volume)
+        if self.pooling == "tokens":
+            mean: Tensor = _final_norm(self.encoder)(tokens).mean(1)  # as the head is linear, before or after it
+            return mean
         if self.pooling == "class":
             single: Tensor = _final_norm(self.encoder)(tokens.mean(1) if summary is None else summary)
             return single

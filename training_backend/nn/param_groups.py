@@ -23,7 +23,7 @@ def layer_decay_groups(
     num_layers: int,
     decay: float,
     weight_decay: float = 0.05,
-    no_decay_names: Collection[str] = ("cls_token", "pos_embed"),
+    no_decay_names: Collection[str] = ("cls_token", "pos_embed", "pos_embed_learn", "embed_tokens"),
 ) -> list[dict[str, Any]]:
     """Groups whose learning rate falls by `decay` for every layer below the head (BEiT's layer-wise decay).
 
@@ -33,13 +33,13 @@ def layer_decay_groups(
         num_layers: depth of the head, which gets `lr_scale` 1.
         decay: factor per layer; a parameter gets ``decay ** (num_layers - depth)``.
         weight_decay: decay of matrices.
-        no_decay_names: further parameters without decay, by name or last part of the name.
+        no_decay_names: further parameters without decay, by any part of the name.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        exempt = name in no_decay_names or name.rpartition(".")[2] in no_decay_names
+        exempt = name in no_decay_names or not set(name.split(".")).isdisjoint(no_decay_names)
         decays = not (parameter.ndim <= 1 or name.endswith(".bias") or exempt)
         depth = layer_id(name)
         settings = {"weight_decay": weight_decay if decays else 0.0, "lr_scale": decay ** (num_layers - depth)}

@@ -29,14 +29,17 @@ class ClassificationConfig(TaskConfig):
     """Outputs: 1 for binary, the number of labels for multilabel, of classes for multiclass."""
     class_names: tuple[str, ...] = ()
     """Names of the outputs; empty numbers them."""
-    pooling: Literal["global", "class"] = "global"
-    """global: class token and mean of all patches. class: class token after the encoder's final norm."""
+    pooling: Literal["global", "class", "tokens"] = "global"
+    """global: class token and mean of all patches. class: class token after the encoder's final norm. tokens: the mean
+    of what a linear layer without bias says of every patch, which gives a map of evidence for each class."""
     hidden: tuple[int, ...] = Field((), json_schema_extra=ui(advanced=True))
     """Widths of hidden layers of the head; empty is a linear head."""
     freeze_encoder: bool = False
     """Train the head alone (linear probe)."""
     class_weights: tuple[float, ...] = Field((), json_schema_extra=ui(advanced=True))
     """Weight of the positive cases of each label, or of each class in multiclass; empty is 1."""
+    balanced: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Multiclass: every class of a batch counts the same, however many of its cases are in it."""
     smoothing: float = Field(0.0, ge=0, lt=1, json_schema_extra=ui(advanced=True))
     """Label smoothing."""
     mixup: float = Field(0.0, ge=0, json_schema_extra=ui(advanced=True))
@@ -49,6 +52,10 @@ class ClassificationConfig(TaskConfig):
         for field in ("class_weights", "class_names"):
             if getattr(self, field) and len(getattr(self, field)) != self.classes:
                 raise ValueError(f"{field} needs {self.classes} entries, or none")
+        if self.pooling == "tokens" and self.hidden:
+            raise ValueError("pooling over tokens has a linear head; leave hidden empty")
+        if self.balanced and (self.kind != "multiclass" or self.class_weights):
+            raise ValueError("balanced needs kind multiclass and no class_weights")
         return self
 
 
@@ -120,7 +127,9 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
 
 
 def classification_loss(logits: Tensor, target: Tensor, config: ClassificationConfig) -> Tensor:
-    """Binary cross entropy with positive weights, or cross entropy with class weights.
+    """Binary cross entropy with positive weights, or cross entropy with class weights or balanced over classes.
+
+    Balanced is the mean over all K classes of the mean loss of the cases of each; a class without a case counts 0.
 
     Args:
         logits: [B, K].
@@ -130,6 +139,9 @@ def classification_loss(logits: Tensor, target: Tensor, config: ClassificationCo
     import torch.nn.functional as F
 
     weights = logits.new_tensor(config.class_weights, dtype=target.dtype) if config.class_weights else None
+    if config.balanced:
+        losses = F.cross_entropy(logits.float(), target, reduction="none")
+        return (target * losses[:, None] / target.sum(0).clamp_min(1e-12)).sum() / config.classes
     if config.kind == "multiclass":
         return F.cross_entropy(logits.float(), target, weight=weights)
     return F.binary_cross_entropy_with_logits(logits.float(), target, pos_weight=weights)
@@ -167,6 +179,15 @@ def mixed(volume: Tensor, target: Tensor, alpha: float, generator: torch.Generat
     share = float(np.random.default_rng(seed).beta(alpha, alpha))
     partner = torch.randperm(len(volume), generator=generator).to(volume.device)
     return volume.lerp(volume[partner], 1 - share), target.lerp(target[partner], 1 - share)
+
+
+def evidence(network: nn.Module, volume: Tensor) -> Tensor:
+    """What each token of `volume` [1, C, D, H, W] adds to each output: [K, d, h, w]; only heads with tokens pooling."""
+    import torch
+
+    with torch.inference_mode():
+        found: Tensor = network.evidence(volume)[0].float()  # type: ignore[operator]
+    return found
 
 
 def predict(network: nn.Module, run: RunConfig, volume: Tensor, progress: Progress | None = None) -> Tensor:

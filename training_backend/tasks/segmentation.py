@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from training_backend.data.manifest import CaseRecord
     from training_backend.evaluate.sliding import Predictor, Tiling
-    from training_backend.nn.unetr import Unetr
 
 MOST_CLASSES = 255
 """Background included: label values end at 254, since 255 marks unlabelled voxels."""
@@ -29,16 +28,26 @@ class SegmentationConfig(TaskConfig):
     name: str = Field("segmentation", json_schema_extra=ui(hidden=True))
     classes: tuple[str, ...] = ()
     """Names by label value, background first; empty takes the class table of the dataset."""
+    decoder: Literal["lean", "unetr"] = "lean"
+    """lean: a light U-Net that receives the encoder's features. unetr: the decoder of UNETR as published, for
+    encoders that give tokens."""
     channels: tuple[int, ...] = Field((16, 32, 64, 128), json_schema_extra=ui(advanced=True))
-    """Channels of the convolutional levels, fine to coarse."""
+    """Lean decoder: channels of the convolutional levels, fine to coarse."""
     stem_stride: Literal[1, 2] = Field(1, json_schema_extra=ui(advanced=True))
-    """Voxels per axis of the finest level: 1 keeps every voxel, 2 is about six times faster."""
+    """Lean decoder: voxels per axis of the finest level; 1 keeps every voxel, 2 is about six times faster."""
+    feature_size: int = Field(16, ge=1, json_schema_extra=ui(advanced=True))
+    """UNETR decoder: channels of the finest level; each coarser one has twice as many."""
+    loss: Literal["dice_ce", "dice_ce_squared"] = Field("dice_ce", json_schema_extra=ui(advanced=True))
+    """dice_ce: Dice plus cross-entropy. dice_ce_squared: the same with squared predictions in Dice's denominator, where
+    a class that a view does not hold costs its full share, as UNETR and AR-SSL4M train."""
     freeze: Literal["none", "encoder"] = "none"
     """encoder: train only what is new, with the encoder as it came from pre-training."""
     deep_supervision: bool = Field(False, json_schema_extra=ui(advanced=True))
-    """Also apply the loss to coarser decoder levels."""
+    """Lean decoder: also apply the loss to coarser levels."""
     overlap: float = Field(0.5, ge=0, le=0.9, json_schema_extra=ui(advanced=True))
     """Overlap of neighbouring windows in prediction."""
+    blend: Literal["gaussian", "constant"] = Field("gaussian", json_schema_extra=ui(advanced=True))
+    """Weight of a window's voxels in prediction: less towards its border, or the same everywhere."""
     test_flips: bool = Field(False, json_schema_extra=ui(advanced=True))
     """Predict the mean over all flips: eight times slower; never where left and right are different classes."""
 
@@ -158,19 +167,28 @@ def settings(config: RunConfig) -> SegmentationConfig:
     return SegmentationConfig.model_validate(config.task.model_dump() if config.task else {})
 
 
-def build(config: RunConfig, encoder: Encoder) -> Unetr:
+def build(config: RunConfig, encoder: Encoder) -> nn.Module:
     """Encoder plus decoder with fresh weights."""
-    from training_backend.nn.unetr import Unetr
+    task, classes = settings(config), len(class_names(config))
+    if task.decoder == "unetr":
+        from training_backend.nn.unetr_published import PublishedUnetr
 
-    task = settings(config)
-    return Unetr(
-        encoder,
-        len(class_names(config)),
-        channels=task.channels,
-        stem_stride=task.stem_stride,
-        freeze=task.freeze == "encoder",
-        deep_supervision=task.deep_supervision,
-    )
+        network: nn.Module = PublishedUnetr(
+            encoder, classes, feature_size=task.feature_size, freeze=task.freeze == "encoder"
+        )
+    else:
+        from training_backend.nn.unetr import Unetr
+
+        network = Unetr(
+            encoder,
+            classes,
+            channels=task.channels,
+            stem_stride=task.stem_stride,
+            freeze=task.freeze == "encoder",
+            deep_supervision=task.deep_supervision,
+        )
+    network.task = task  # type: ignore[assignment]
+    return network
 
 
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
@@ -178,11 +196,14 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
     from training_backend.errors import DataError
     from training_backend.nn.dice import UNLABELLED, dice_ce
 
+    task: SegmentationConfig = network.task  # type: ignore[assignment]
+    terms: dict[str, Any] = {"squared": True, "smooth": 1e-6} if task.loss == "dice_ce_squared" else {}
+
     if batch.labels is None:
         raise DataError(f"Segmentation needs labels, but {', '.join(batch.case_ids)} have none.", "Leave them out.")
     labels = batch.labels if batch.padding is None else batch.labels.masked_fill(batch.padding, UNLABELLED)
     outputs = network(batch.volume)
-    pairs = [dice_ce(logits, _at_size(labels, logits.shape[2:])) for logits in outputs]
+    pairs = [dice_ce(logits, _at_size(labels, logits.shape[2:]), **terms) for logits in outputs]
     dice, entropy = pairs[0]
     total, weight = dice + entropy, 1.0
     for level, (coarse_dice, coarse_entropy) in enumerate(pairs[1:], start=1):
@@ -220,7 +241,8 @@ def tiling(config: RunConfig, volume: Tensor, *, batch: int = 1) -> Tiling:
     from training_backend.evaluate.sliding import Tiling
 
     d, h, w = config.data.size if config.data.view == "crop" else volume.shape[2:]
-    return Tiling((d, h, w), settings(config).overlap, batch)
+    task = settings(config)
+    return Tiling((d, h, w), task.overlap, batch, blend=task.blend)
 
 
 def evaluate(config: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
