@@ -11,7 +11,8 @@ from training_backend.config.registry import method
 from training_backend.data.phantoms import mr_contrasts, oblique, thorax_ct
 from training_backend.data.prepare import InputProfile, prepare
 from training_backend.errors import ConfigError, DataError
-from training_backend.evaluate.reconstruct import mean_hidden_error, reconstruct, view_box
+from training_backend.evaluate.reconstruct import mean_hidden_error, reconstruct
+from training_backend.evaluate.view import view_box
 
 MAE = method("mae3d")
 

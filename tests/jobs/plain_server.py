@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
+
 from training_backend.errors import DataError
 from training_backend.jobs.serve import Progress, main
 
@@ -24,6 +26,23 @@ def wait(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         progress(step / steps, "waiting")
         time.sleep(0.02)
     return {}
+
+
+def grow(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Show an array that fills up, in `steps` steps of `step_s` seconds; count how often it was sent."""
+    array, sent = np.zeros(100_000, np.float32), 0
+
+    def values() -> dict[str, Any]:
+        nonlocal sent
+        sent += 1
+        return {"array": array, "sent": sent}
+
+    for step in range(params["steps"]):
+        array[: step + 1] = 1
+        progress(step / params["steps"], "growing")
+        progress.partial(values)
+        time.sleep(params["step_s"])
+    return {"array": array, "sent": sent}
 
 
 def hang(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -56,5 +75,5 @@ def crash(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    known = {"echo": echo, "wait": wait, "hang": hang, "refuse": refuse, "fail": fail, "crash": crash}
+    known = {"echo": echo, "wait": wait, "grow": grow, "hang": hang, "refuse": refuse, "fail": fail, "crash": crash}
     sys.exit(main(operations=known))

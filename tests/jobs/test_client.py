@@ -17,7 +17,7 @@ import pytest
 from training_backend.data.volume import Geometry, Volume
 from training_backend.errors import DataError, Med3dError, RunError
 from training_backend.jobs import client as client_module
-from training_backend.jobs.client import Cancelled, ServeClient
+from training_backend.jobs.client import Cancelled, Result, ServeClient
 
 PLAIN = (sys.executable, str(Path(__file__).with_name("plain_server.py")))
 
@@ -87,6 +87,48 @@ def test_progress_is_reported_in_order(client: ServeClient) -> None:
     assert len(shares) >= 3
     assert shares == sorted(shares)
     assert seen[-1][1] == "waiting"
+
+
+def test_a_growing_result_is_watched_but_not_flooded(client: ServeClient) -> None:
+    seen: list[int] = []
+    arrays: list[np.ndarray] = []
+
+    def watch(values: Result) -> None:
+        seen.append(int(values["array"].sum()))
+        arrays.append(values["array"])
+
+    answer = client.request("grow", steps=120, step_s=0.005, partial=watch)
+    assert answer["array"].sum() == 120
+    assert len(seen) == answer["sent"] >= 3
+    assert seen == sorted(set(seen))
+    assert answer["sent"] < 30  # not each of the 120 steps
+    assert [int(array.sum()) for array in arrays] == seen  # earlier states stay as they were
+    assert list(exchange_folder(client).glob("*.npy")) == []
+    assert client.request("grow", steps=3, step_s=0.0)["array"].sum() == 3  # nobody needs to watch
+
+
+def test_a_growing_result_is_stopped_at_once(client: ServeClient) -> None:
+    stopped: list[float] = []
+
+    def watch(values: Result) -> None:
+        if values["array"].sum() > 10 and not stopped:
+            stopped.append(time.monotonic())
+            client.cancel()
+
+    with pytest.raises(Cancelled):
+        client.request("grow", steps=10_000, step_s=0.01, partial=watch)
+    assert time.monotonic() - stopped[0] < 1
+    assert client.request("echo", a=1) == {"a": 1}
+    assert list(exchange_folder(client).glob("*.npy")) == []
+
+
+def test_a_watcher_that_raises_cancels_the_request(client: ServeClient) -> None:
+    def watch(values: Result) -> None:
+        raise DataError("No place to draw.")
+
+    with pytest.raises(DataError, match="No place to draw"):
+        client.request("grow", steps=10_000, step_s=0.01, partial=watch)
+    assert client.request("echo", a=1) == {"a": 1}
 
 
 def test_cancel_from_another_thread_ends_the_request_but_not_the_child(client: ServeClient) -> None:

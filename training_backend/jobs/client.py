@@ -28,6 +28,8 @@ Result = dict[str, Any]
 """Values of an answered request; arrays are copy-on-write memory maps."""
 Callback = Callable[[float, str], None]
 """Told the share done (0..1) and what is being done; what it raises cancels the request."""
+Watcher = Callable[[Result], None]
+"""Told the state of a result to come; what it raises cancels the request."""
 
 COMMAND = (sys.executable, "-m", "training_backend", "serve")
 CANCEL_GRACE_S = 10.0
@@ -62,8 +64,16 @@ class ServeClient:
         child = self._child
         return child.process.pid if child is not None and child.alive else None
 
-    def request(self, op: str, *, progress: Callback | None = None, **params: Any) -> Result:
+    def request(
+        self, op: str, *, progress: Callback | None = None, partial: Watcher | None = None, **params: Any
+    ) -> Result:
         """Have `op` done and return its values; waits for an earlier request to end.
+
+        Args:
+            op: name of the operation.
+            progress: told how far it is.
+            partial: told each state of the result that an operation sends on its way, in order.
+            params: of the operation.
 
         Raises:
             Cancelled: after `cancel` or `close`.
@@ -75,10 +85,10 @@ class ServeClient:
                 self._current = identity = self._count
             try:
                 try:
-                    return self._attempt(identity, op, params, progress)
+                    return self._attempt(identity, op, params, progress, partial)
                 except _ChildDiedError:
                     self._replace()
-                return self._attempt(identity, op, params, progress)
+                return self._attempt(identity, op, params, progress, partial)
             except _ChildDiedError as error:
                 self._replace()
                 raise RunError(
@@ -107,35 +117,39 @@ class ServeClient:
         if child is not None:
             child.close()
 
-    def _attempt(self, identity: int, op: str, params: dict[str, Any], progress: Callback | None) -> Result:
+    def _attempt(
+        self, identity: int, op: str, params: dict[str, Any], progress: Callback | None, partial: Watcher | None
+    ) -> Result:
         child = self._living_child()
         encoded = encode(params, child.folder)
         try:
             if not child.send({"id": identity, "op": op, "params": encoded}):
                 raise _ChildDiedError(child.fate())
-            return self._listen(child, identity, progress)
+            return self._listen(child, identity, progress, partial)
         finally:
             for path in array_files(encoded, child.folder):
                 path.unlink(missing_ok=True)
 
-    def _listen(self, child: _Child, identity: int, progress: Callback | None) -> Result:
+    def _listen(self, child: _Child, identity: int, progress: Callback | None, partial: Watcher | None) -> Result:
         stopped: Exception | None = None
         while True:
             message = child.receive()
+            values = _taken(message, child.folder)
             if message.get("id") != identity:
                 continue  # the rest of a request whose caller is gone
             if message["type"] in ENDINGS:
                 break
-            if progress is not None and stopped is None:
-                try:
+            if stopped is not None:
+                continue
+            try:
+                if message["type"] == "partial":
+                    if partial is not None:
+                        partial(values)
+                elif progress is not None:
                     progress(float(message["share"]), str(message["text"]))
-                except Exception as error:  # noqa: BLE001  the caller gets it once the child has stopped
-                    stopped = error
-                    child.send({"op": "cancel", "id": identity})
-        values: Result = decode(message.get("values", {}), child.folder)
-        for path in array_files(message.get("values"), child.folder):
-            with contextlib.suppress(PermissionError):  # Windows keeps mapped files until the folder is removed
-                path.unlink(missing_ok=True)
+            except Exception as error:  # noqa: BLE001  the caller gets it once the child has stopped
+                stopped = error
+                child.send({"op": "cancel", "id": identity})
         if stopped is not None:
             raise stopped
         if message["type"] == "cancelled":
@@ -171,6 +185,15 @@ class ServeClient:
                 return
             self._current = None  # its caller learns of a cancel, not of a crash
         child.process.kill()
+
+
+def _taken(message: dict[str, Any], folder: Path) -> Result:
+    """Values of a message, whose files are then gone from the folder."""
+    values: Result = decode(message.get("values", {}), folder)
+    for path in array_files(message.get("values"), folder):
+        with contextlib.suppress(PermissionError):  # Windows keeps mapped files until the folder is removed
+            path.unlink(missing_ok=True)
+    return values
 
 
 class _ChildDiedError(Exception):

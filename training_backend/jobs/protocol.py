@@ -6,9 +6,11 @@ the receiver maps it into memory, so a volume is never squeezed through a pipe. 
     {"id": 3, "op": "features", "params": {...}}
     {"op": "cancel", "id": 3}       {"op": "shutdown"}
 
-and back, any number of ``progress`` and then exactly one of the others::
+and back, any number of ``progress`` and ``partial`` and then exactly one of the others. Partial values are a state of
+the result to come, each in place of the one before; only operations that say so send them::
 
     {"id": 3, "type": "progress", "share": 0.4, "text": "window 8 of 20"}
+    {"id": 3, "type": "partial", "values": {...}}
     {"id": 3, "type": "result", "values": {...}}
     {"id": 3, "type": "cancelled"}
     {"id": 3, "type": "error", "category": "data", "sentence": "...", "hint": "..."}

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 PROGRESS_S = 0.1
 """Shortest time between two progress messages."""
+PARTIAL_S = 0.1
+"""Shortest time between two states of a result to come."""
 GRACE_S = 5.0
 """How long running work may take to notice that the process shall end."""
 
@@ -114,7 +116,11 @@ class Server:
 
     def _answer(self, message: dict[str, Any]) -> None:
         identity, op = int(message.get("id", -1)), str(message.get("op"))
-        progress = Progress(lambda share, text: self._report(identity, share, text), lambda: self._stops(identity))
+        progress = Progress(
+            lambda share, text: self._report(identity, share, text),
+            lambda: self._stops(identity),
+            lambda values: self._send({"id": identity, "type": "partial", "values": encode(values, self._folder)}),
+        )
         try:
             if op not in self._operations:
                 raise RunError(f"The model process does not know {op!r}.", f"It knows {', '.join(self._operations)}.")
@@ -151,11 +157,22 @@ class Server:
 
 
 class Progress:
-    """Tells the viewer how far an operation is; raises `Cancelled` at the first call after the viewer cancelled."""
+    """Tells the viewer how far an operation is; raises `Cancelled` at the first call after the viewer cancelled.
 
-    def __init__(self, report: Callable[[float, str], None], cancelled: Callable[[], bool]) -> None:
-        self._report, self._cancelled = report, cancelled
-        self._last = 0.0
+    Args:
+        report: sends a share and a text.
+        cancelled: whether the viewer cancelled.
+        show: sends a state of the result; None where nobody looks.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[float, str], None],
+        cancelled: Callable[[], bool],
+        show: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._report, self._cancelled, self._show = report, cancelled, show
+        self._last = self._shown = 0.0
         self._text = ""
 
     def __call__(self, share: float, text: str = "") -> bool:
@@ -167,6 +184,14 @@ class Progress:
             self._last, self._text = now, text
             self._report(float(share), text)
         return True
+
+    def partial(self, values: Callable[[], dict[str, Any]]) -> None:
+        """Send a state of the result to come, unless the last one was sent a moment ago; only then is it made."""
+        if self._cancelled():
+            raise Cancelled
+        if self._show is not None and time.monotonic() - self._shown >= PARTIAL_S:
+            self._show(values())
+            self._shown = time.monotonic()
 
 
 Operation = Callable[[dict[str, Any], Progress], dict[str, Any]]

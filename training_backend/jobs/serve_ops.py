@@ -16,6 +16,8 @@ operation           parameters                                         values
                     `centre`                                           the configuration names no weights
 ``attention``       `source`, `volumes`, `block`, `head`, `overlap`    `attention` [d, h, w], `geometry`, `depth`,
                                                                        `heads`
+``view``            `source`, `volumes`, `name`, `options`, `centre`,  `pictures`, `text`, `unit`, `share`; the same
+                    `point`                                            as partial values, frame after frame
 ``estimate``        `config`, `steps`                                  fields of `engine.estimate.Estimate`,
                                                                        `sentence`
 ``import_report``   `config`                                           fields of `weights.report.ImportReport`,
@@ -25,8 +27,9 @@ operation           parameters                                         values
 
 `source` is a run directory, a model folder, a weights file or ``zoo:NAME``. `volumes` are the contrasts of one case.
 Answers about a model hold its facts too: `summary` (a sentence), `method`, `kind`, `task`, `depth`, `patch_size`,
-`contrasts`, `reconstructs`. A picture is `name`, `array`, `geometry` (of the array's own grid), `role`, `limits`,
-`classes`.
+`contrasts`, `reconstructs`, and `views`, a list of `name`, `title`, `tip`, `point` and `options` (a JSON schema).
+`centre` and `point` are voxels (z, y, x) of the scan's own grid. A picture is `name`, `array`, `geometry` (of the
+array's own grid), `role`, `limits`, `classes`.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +52,10 @@ from training_backend.errors import RunError
 if TYPE_CHECKING:
     from torch import nn
 
-    from training_backend.data.prepare import InputProfile
-    from training_backend.evaluate.reconstruct import Picture
+    from training_backend.data.prepare import InputProfile, Prepared
+    from training_backend.evaluate.view import Picture
     from training_backend.jobs.serve import Progress
-    from training_backend.methods.base import Method
+    from training_backend.methods.base import Method, ModelView
     from training_backend.weights.load import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -83,6 +86,8 @@ class Ready:
     @property
     def facts(self) -> Values:
         """What a panel needs to know of the model."""
+        from training_backend.evaluate.view import views_of
+
         config, profile = self.loaded.config, self.loaded.profile
         size = " × ".join(str(n) for n in profile.size)
         seen = f"whole scans at {size} voxels" if profile.view == "volume" else f"crops of {size} voxels"
@@ -96,6 +101,7 @@ class Ready:
             "patch_size": list(self.loaded.encoder.patch_size),
             "contrasts": list(profile.contrasts),
             "reconstructs": self.loaded.kind == "pretrain",
+            "views": [_described(view) for view in views_of(self.loaded)],
         }
 
 
@@ -109,6 +115,7 @@ class Session:
     def __init__(self, device: str = "auto") -> None:
         self._wanted = device
         self._ready: Ready | None = None
+        self._scan: tuple[str, Prepared] | None = None
 
     def operations(self) -> Mapping[str, Callable[[Params, Progress], Values]]:
         """All operations by name."""
@@ -121,6 +128,7 @@ class Session:
             "reconstruct": self.reconstruct,
             "preview_masking": self.preview_masking,
             "attention": self.attention,
+            "view": self.view,
             "estimate": self.estimate,
             "import_report": self.import_report,
         }
@@ -240,6 +248,29 @@ class Session:
         )
         return {**ready.facts, "attention": found.values, "geometry": found.geometry, "heads": heads}
 
+    def view(self, params: Params, progress: Progress) -> Values:
+        """Draw a view of a model, sending its frames on the way."""
+        from training_backend.evaluate.view import draw
+        from training_backend.methods.base import Frame
+
+        ready = self._model(params, progress)
+        prepared = self._prepared(_volumes(params), ready.loaded.profile, progress)
+        name, options = str(params.get("name") or ""), params.get("options")
+        where = {key: params.get(key) for key in ("centre", "point")}
+        drawing = draw(ready.loaded, prepared, name, options, **where)
+        unit = "HU" if prepared.statistics[0].ct else ""
+
+        def values(frame: Frame) -> Values:
+            pictures = [_picture(one) for one in drawing.placed(frame)]
+            return {"pictures": pictures, "text": frame.text, "share": frame.share, "unit": unit}
+
+        frame = Frame(())
+        for frame in drawing.frames:
+            progress(frame.share, "Drawing")
+            if frame.share < 1:
+                progress.partial(partial(values, frame))
+        return {**ready.facts, **values(frame)}
+
     def estimate(self, params: Params, progress: Progress) -> Values:
         """Time and memory that a run of a configuration would take, from a few real steps."""
         from training_backend.engine.estimate import estimate
@@ -274,6 +305,19 @@ class Session:
         if self._wanted != "auto":
             return self._wanted
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def _prepared(self, volumes: list[Volume], profile: InputProfile, progress: Progress) -> Prepared:
+        """The scan as the model sees it, kept so that turning a knob of a view does not prepare it again."""
+        from training_backend.data.prepare import prepare
+        from training_backend.evaluate.feature_cache import content_hash
+
+        facts = [(one.geometry.to_dict(), one.name, one.modality, one.meta.get("contrast")) for one in volumes]
+        key = content_hash(json.dumps(facts), profile.model_dump_json(), *(one.array for one in volumes))
+        if self._scan is None or self._scan[0] != key:
+            self._scan = None  # frees the old one first
+            progress(0.0, "Preparing the scan")
+            self._scan = (key, prepare(volumes, profile))
+        return self._scan[1]
 
     def _model(self, params: Params, progress: Progress) -> Ready:
         """The model of `params["source"]`, loaded again only when it changed on disk."""
@@ -313,6 +357,11 @@ def _picture(one: Picture) -> Values:
         "limits": picture.limits,
         "classes": classes,
     }
+
+
+def _described(view: ModelView) -> Values:
+    schema = view.options.model_json_schema()
+    return {"name": view.name, "title": view.title, "tip": view.tip, "point": view.point, "options": schema}
 
 
 def _volumes(params: Params) -> list[Volume]:

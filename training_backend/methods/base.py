@@ -92,8 +92,8 @@ class Frame:
     """One state of a drawing that may go on.
 
     Attributes:
-        pictures: replace those of the same name that came before. Their arrays may be changed by the next frame: whoever
-            keeps them takes a copy.
+        pictures: replace those of the same name that came before. Their arrays may be changed by the next frame, so
+            whoever keeps them takes a copy.
         text: a sentence on what is seen, with its numbers.
         share: of the work done, 0..1.
     """

@@ -1,0 +1,288 @@
+"""What a model sees of a scan, as pictures on the scan: the network's view is cut out, and drawings put back.
+
+A method's `ModelView` (or its `preview`) draws on the grid of the network input; here the input is cut from the scan,
+and the pictures get the place and the units (HU for CT) of the scan.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from training_backend.data.volume import Geometry, Shape, Volume
+from training_backend.errors import ConfigError, DataError
+from training_backend.methods.base import Frame, PreviewArray
+
+if TYPE_CHECKING:
+    from training_backend.data.prepare import InputProfile, Prepared
+    from training_backend.methods.base import Encoder, ModelView
+    from training_backend.weights.load import LoadedModel
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture and the grid that its array lies on (a token grid where an element is a token)."""
+
+    picture: PreviewArray
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The network's view of a prepared scan.
+
+    Attributes:
+        array: [C, D, H, W] float32, with the darkest value outside the scan.
+        geometry: of that grid.
+        prepared: the scan it was cut from.
+    """
+
+    array: np.ndarray[Any, Any]
+    geometry: Geometry
+    prepared: Prepared
+
+    def placed(self, picture: PreviewArray) -> Picture:
+        """A picture of the view, on the scan and in its units."""
+        return Picture(_in_units(picture, self.prepared), _own_grid(self.geometry, picture))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A view of a model at work; each frame replaces the one before.
+
+    Attributes:
+        frames: what the method draws, not yet placed; stop asking for more to stop the work.
+        cut: places the pictures of a frame.
+    """
+
+    frames: Iterator[Frame]
+    cut: Cut
+
+    def placed(self, frame: Frame) -> list[Picture]:
+        """The pictures of a frame on the scan, safe to keep."""
+        return [self.cut.placed(replace(one, array=np.array(one.array))) for one in frame.pictures]
+
+
+def views_of(loaded: LoadedModel) -> tuple[ModelView, ...]:
+    """What can be shown of a model besides features, similarity and attention."""
+    task = loaded.config.task.name if loaded.config.task else None
+    return tuple(view for view in loaded.method.views if view.suits(loaded.kind, task))
+
+
+def find_view(loaded: LoadedModel, name: str) -> ModelView:
+    """The view called `name`, or a `ConfigError` that says what this model can show."""
+    known = {view.name: view for view in views_of(loaded)}
+    if name in known:
+        return known[name]
+    for view in loaded.method.views:
+        if view.name == name:
+            needed = f"fine-tuned for {view.task}" if view.needs == "finetune" else "with its pre-training heads"
+            raise ConfigError(f"{view.title} needs a model {needed}; this one is of kind {loaded.kind}.")
+    near = difflib.get_close_matches(name, known, n=1)
+    told = f"It has {', '.join(known)}." if known else f"Models of {loaded.method.card.title} have none."
+    advice = f"Did you mean {near[0]!r}?" if near else told
+    raise ConfigError(f"This model has no view called {name!r}.", advice)
+
+
+def draw(
+    loaded: LoadedModel,
+    prepared: Prepared,
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    centre: Sequence[float] | None = None,
+    point: Sequence[float] | None = None,
+) -> Drawing:
+    """Begin to draw one view of a model; nothing is computed before the first frame is asked for.
+
+    Args:
+        loaded: on the device where it shall compute.
+        prepared: the scan as the model was trained to see it.
+        name: of the view.
+        options: settings of the view; its defaults where missing.
+        centre: (z, y, x) voxel on the scan's own grid around which a model of crops looks; its middle when None.
+        point: (z, y, x) voxel on the scan's own grid that was clicked, for views that start from one. A box around
+            `centre` that does not hold it is moved to it.
+
+    Raises:
+        ConfigError: no such view, or wrong options.
+        DataError: another number of contrasts than the model looks at, or a point beside the scan.
+    """
+    view = find_view(loaded, name)
+    if view.point and point is None:
+        raise ConfigError(f"{view.title} starts from a voxel of the scan.", "Click one, or give --point Z Y X.")
+    settings = view.options.parse(dict(options or {}), where=name)
+    patch = loaded.encoder.patch_size
+    cut = cut_view(loaded.encoder, prepared, loaded.profile, centre)
+    if view.point and point is not None:
+        voxel = _voxel_in(cut, point)
+        if voxel is None:
+            cut = cut_view(loaded.encoder, prepared, loaded.profile, point)
+            voxel = _voxel_in(cut, point)
+        if voxel is None:
+            raise DataError("The model does not see this place of the scan.", "Click inside the body.")
+        settings = settings.updated({"point": voxel})
+    _check_patches(cut.array.shape[1:], patch)
+    return Drawing(_frames(loaded, view, cut, settings), cut)
+
+
+def cut_view(encoder: Encoder, prepared: Prepared, profile: InputProfile, centre: Sequence[float] | None = None) -> Cut:
+    """The whole scan, or for models of crops the crop around `centre`.
+
+    Raises:
+        DataError: when the network has another number of channels than the scan.
+    """
+    if len(prepared.array) != encoder.in_channels:
+        raise DataError(
+            f"This model looks at {encoder.in_channels} contrast(s) at once, but the scan has {len(prepared.array)}.",
+            "Open the missing contrasts too.",
+        )
+    start, size = view_box(prepared, profile, encoder.patch_size, centre)
+    return Cut(_box(prepared.array, start, size), prepared.geometry.cropped(start, size), prepared)
+
+
+def view_box(
+    prepared: Prepared, profile: InputProfile, patch: Shape, centre: Sequence[float] | None
+) -> tuple[Shape, Shape]:
+    """First voxel and size of the network's view on the prepared grid; may reach beyond it, into padding."""
+    shape = np.array(prepared.array.shape[1:])
+    if profile.view == "volume":
+        size = -(-shape // patch) * np.array(patch)
+        start = np.zeros(3, int)
+    else:
+        size = np.array(profile.size)
+        middle = (shape - 1) / 2 if centre is None else _onto(prepared.native, prepared.geometry, centre)
+        start = np.round(middle - (size - 1) / 2).astype(int)
+        start = np.where(shape > size, np.clip(start, 0, np.maximum(shape - size, 0)), (shape - size) // 2)
+    return _triple(start), _triple(size)
+
+
+def draw_file(
+    source: str,
+    input: Path,
+    output: Path,
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    point: Sequence[float] | None = None,
+    centre: Sequence[float] | None = None,
+    device: str = "auto",
+) -> tuple[list[Path], str]:
+    """Write the pictures of the last frame of a view as volumes into a folder; answers the files and the sentence.
+
+    Args:
+        source: run, model folder, weights file or ``zoo:NAME``.
+        input: scan, in any format that is read.
+        output: folder, made if need be.
+        name: of the view.
+        options: settings of the view.
+        point: voxel (z, y, x) on the scan's own grid, for views that start from one.
+        centre: voxel around which a model of crops looks.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    from training_backend.data.prepare import prepare
+    from training_backend.data.read import read_volumes
+    from training_backend.evaluate.predict import chosen_device
+    from training_backend.weights.load import load_model
+
+    loaded = load_model(source, chosen_device(device))
+    find_view(loaded, name)
+    drawing = draw(loaded, prepare(read_volumes(input), loaded.profile), name, options, centre=centre, point=point)
+    frame = Frame(())
+    for frame in drawing.frames:  # noqa: B007  the last one is kept
+        pass
+    return write_pictures(drawing.placed(frame), output), frame.text
+
+
+def write_pictures(pictures: Sequence[Picture], output: Path) -> list[Path]:
+    """Write each picture as ``NAME.nii.gz`` on its own grid; colours become one volume each."""
+    from training_backend.data.write import write_volume
+
+    Path(output).mkdir(parents=True, exist_ok=True)
+    written = []
+    for one in pictures:
+        name, array = one.picture.name, one.picture.array
+        parts = {name: array}
+        if one.picture.role == "rgb":
+            parts = {f"{name}-{colour}": array[..., index] for index, colour in enumerate(("red", "green", "blue"))}
+        for part, values in parts.items():
+            path = Path(output) / f"{part}.nii.gz"
+            written.append(write_volume(Volume(values, one.geometry, name=part), path, overwrite=True))
+    return written
+
+
+def _frames(loaded: LoadedModel, view: ModelView, cut: Cut, settings: Any) -> Iterator[Frame]:
+    import torch
+
+    network: Any = loaded.encoder if view.needs == "encoder" else loaded.module
+    generator = torch.Generator().manual_seed(int(getattr(settings, "seed", 0) or 0))
+    network.eval()
+    tensor = torch.from_numpy(cut.array)[None].to(next(network.parameters()).device)
+    drawn = view.draw(network, tensor, settings, generator)
+    while True:
+        with torch.inference_mode():  # only while the method is at work, not in between
+            frame = next(drawn, None)
+        if frame is None:
+            return
+        yield frame
+
+
+def _voxel_in(cut: Cut, point: Sequence[float]) -> Shape | None:
+    """A voxel of the scan's own grid as a voxel of the view, or None beside it."""
+    voxel = np.floor(_onto(cut.prepared.native, cut.geometry, point) + 0.5 + 1e-6).astype(int)
+    inside = (voxel >= 0).all() and (voxel < cut.geometry.shape).all()
+    return _triple(voxel) if inside else None
+
+
+def _check_patches(size: Sequence[int], patch: Shape) -> None:
+    if any(n % p for n, p in zip(size, patch, strict=True)):
+        raise ConfigError(f"A view of {tuple(size)} voxels is no multiple of the patch {patch}.")
+
+
+def _box(array: np.ndarray[Any, Any], start: Shape, size: Shape) -> np.ndarray[Any, Any]:
+    """Box of [C, D, H, W], with the darkest value outside the scan."""
+    result = np.full((len(array), *size), array.min(), np.float32)
+    source, target = [slice(None)], [slice(None)]
+    for first, n, length in zip(start, size, array.shape[1:], strict=True):
+        low, high = max(first, 0), min(first + n, length)
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    result[tuple(target)] = array[tuple(source)]
+    return result
+
+
+def _onto(source: Geometry, target: Geometry, voxel: Sequence[float]) -> np.ndarray[Any, Any]:
+    """A voxel of `source` as a place on the grid `target`."""
+    point = np.linalg.solve(target.to_lps, source.to_lps @ np.array([*voxel, 1.0]))
+    result: np.ndarray[Any, Any] = point[:3]
+    return result
+
+
+def _in_units(picture: PreviewArray, prepared: Prepared) -> PreviewArray:
+    """Intensities back in the units of the scan; masks and token maps as they are."""
+    if picture.role not in ("image", "error"):
+        return picture
+    differences = picture.role == "error"
+    array = prepared.in_units(picture.array, differences=differences)
+    limits = picture.limits
+    if limits is not None:
+        low, high = prepared.in_units(np.array(limits, np.float32), differences=differences)
+        limits = (float(low), float(high))
+    return replace(picture, array=array, limits=limits)
+
+
+def _own_grid(view: Geometry, picture: PreviewArray) -> Geometry:
+    if picture.voxels == (1, 1, 1):
+        return view
+    dz, dy, dx = (mm * n for mm, n in zip(view.spacing_mm, picture.voxels, strict=True))
+    return view.resampled((dz, dy, dx), _triple(np.array(picture.array.shape[:3])))
+
+
+def _triple(values: np.ndarray[Any, Any]) -> Shape:
+    z, y, x = (int(value) for value in values)
+    return (z, y, x)
