@@ -41,7 +41,29 @@ class AugmentConfig(ConfigModel):
     smooth: float = Field(0.0, ge=0, le=1)
     """Probability of Gaussian smoothing with a sigma per axis drawn from U(0.5, 1) voxels."""
     contrast: float = Field(0.0, ge=0, le=1)
-    """Probability of a gamma change with an exponent drawn from U(0.75, 1.25)."""
+    """Probability of a gamma change with an exponent drawn from `gamma_range`."""
+    gamma_range: tuple[float, float] = Field((0.75, 1.25), json_schema_extra=ui(advanced=True))
+    """Bounds of the exponent of a gamma change."""
+    gamma_keeps: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Give a view its mean and standard deviation back after a gamma change."""
+    linear_contrast: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Probability that distances from the view's mean are multiplied by U(0.75, 1.25), within the range it had."""
+    brightness: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Probability of a multiplication by a factor within 1 ± `brightness_range`."""
+    brightness_range: float = Field(0.25, ge=0, lt=1, json_schema_extra=ui(advanced=True))
+    """Half width of the range of brightness factors."""
+    shift: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Probability that a number within ± `shift_range` is added."""
+    shift_range: float = Field(0.1, ge=0, json_schema_extra=ui(advanced=True))
+    """Largest number that is added, in units of the network input."""
+    quarter_turn: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Probability of a turn by 90, 180 or 270 degrees within slices, where views are as wide as high."""
+    elastic: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Probability of a smooth random deformation."""
+    elastic_voxels: float = Field(2.0, ge=0, json_schema_extra=ui(advanced=True))
+    """Standard deviation of the displacement in the strongest deformation, in voxels; drawn from zero up to it."""
+    low_resolution: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Probability that a view is seen at U(0.5, 1) of its resolution."""
 
 
 class SequenceConfig(ConfigModel):
@@ -60,7 +82,13 @@ class SequenceConfig(ConfigModel):
     contrasts: tuple[str, ...] = ()
     """Contrasts of a contrast sequence, in this order; empty takes those of the dataset."""
     lesions: Path | None = None
-    """Table of lesion boxes with a type, for semantic sequences."""
+    """Table of lesion boxes with a type, for semantic sequences: DeepLesion's ``DL_info.csv``, or a CSV with `case`,
+    `type` and the place, as the guide on sequences says."""
+    lists: tuple[Path, ...] = ()
+    """List files of the published pre-processing, whose ``.npy`` crops are used in place of a dataset; their lines are
+    drawn as often as they are there, whatever the weights."""
+    subset: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """With `lists`: the authors' subset, spatial crops of seven data sets and every second other line."""
 
 
 class DataConfig(ConfigModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,13 @@ class Change:
         sigma: of the smoothing, voxels along (z, y, x), or None.
         gamma: exponent of the contrast change, or None.
         seed: of the noise pattern.
+        gamma_keeps: restore mean and standard deviation after the gamma change.
+        contrast: factor of distances from the mean, or 1.
+        factor: multiplies the view.
+        offset: is added to the view.
+        quarters: turns by 90 degrees from y to x.
+        elastic: standard deviation of the displacement and distance of its control points, voxels; or None.
+        zoom: share of the resolution that is left, or 1.
     """
 
     flip: tuple[bool, bool, bool]
@@ -43,6 +50,13 @@ class Change:
     sigma: Triple | None
     gamma: float | None
     seed: int
+    gamma_keeps: bool = False
+    contrast: float = 1.0
+    factor: float = 1.0
+    offset: float = 0.0
+    quarters: int = 0
+    elastic: tuple[float, float] | None = None
+    zoom: float = 1.0
 
 
 def draw(config: AugmentConfig, key: Key) -> Change:
@@ -53,7 +67,7 @@ def draw(config: AugmentConfig, key: Key) -> Change:
     zoom = 1 + config.scale_range * rng.uniform(-1, 1)
     noise = rng.uniform(0, 0.1)
     sz, sy, sx = rng.uniform(0.5, 1.0, 3)
-    gamma = rng.uniform(0.75, 1.25)
+    gamma = rng.uniform(*config.gamma_range)
     seed = int(rng.integers(2**62))
     turned, zoomed = chance[3] < config.rotate, chance[4] < config.scale
     matrix = None
@@ -67,7 +81,28 @@ def draw(config: AugmentConfig, key: Key) -> Change:
         sigma=(float(sz), float(sy), float(sx)) if chance[6] < config.smooth else None,
         gamma=float(gamma) if chance[7] < config.contrast else None,
         seed=seed,
+        gamma_keeps=config.gamma_keeps,
+        **_further(config, rng),
     )
+
+
+def _further(config: AugmentConfig, rng: np.random.Generator) -> dict[str, Any]:
+    """What was added later; it is drawn last, so that views of earlier settings stay what they were."""
+    chance = rng.random(6)
+    contrast = rng.uniform(0.75, 1.25)
+    factor = 1 + config.brightness_range * rng.uniform(-1, 1)
+    offset = config.shift_range * rng.uniform(-1, 1)
+    quarters = int(rng.integers(1, 4))
+    elastic = (config.elastic_voxels * rng.uniform(), rng.uniform(9, 13))
+    zoom = rng.uniform(0.5, 1)
+    return {
+        "contrast": contrast if chance[0] < config.linear_contrast else 1.0,
+        "factor": factor if chance[1] < config.brightness else 1.0,
+        "offset": offset if chance[2] < config.shift else 0.0,
+        "quarters": quarters if chance[3] < config.quarter_turn else 0,
+        "elastic": elastic if chance[4] < config.elastic else None,
+        "zoom": zoom if chance[5] < config.low_resolution else 1.0,
+    }
 
 
 def apply(batch: Batch, changes: Sequence[Change], spacing_mm: Sequence[Triple]) -> Batch:
@@ -79,18 +114,35 @@ def apply(batch: Batch, changes: Sequence[Change], spacing_mm: Sequence[Triple])
         spacing_mm: of each view along (z, y, x), so that rotations are rigid in space.
     """
     _flip(batch, changes)
+    _quarter_turn(batch, changes)
     _turn(batch, changes, spacing_mm)
     for index, change in enumerate(changes):
-        view = batch.volume[index]
-        if change.noise:
-            view += change.noise * _normal(view, change.seed)
-        if change.sigma is not None:
-            view.copy_(_smoothed(view, change.sigma))
-        if change.gamma is not None:
-            low, high = view.amin(dim=(1, 2, 3), keepdim=True), view.amax(dim=(1, 2, 3), keepdim=True)
-            width = (high - low).clamp_min(1e-7)
-            view.copy_(((view - low) / width) ** change.gamma * width + low)
+        change_intensity(batch.volume[index], change)
     return batch
+
+
+def change_intensity(view: Tensor, change: Change) -> None:
+    """Apply all of `change` that leaves voxels where they are to one view [C, D, H, W], in place."""
+    if change.noise:
+        view += change.noise * _normal(view, change.seed)
+    if change.sigma is not None:
+        view.copy_(_smoothed(view, change.sigma))
+    if change.factor != 1 or change.offset:
+        view.mul_(change.factor).add_(change.offset)
+    if change.contrast != 1:
+        low, high = view.amin(dim=(1, 2, 3), keepdim=True), view.amax(dim=(1, 2, 3), keepdim=True)
+        mean = view.mean(dim=(1, 2, 3), keepdim=True)
+        view.copy_(((view - mean) * change.contrast + mean).clamp(low, high))
+    if change.zoom != 1:
+        view.copy_(_coarsened(view, change.zoom))
+    if change.gamma is not None:
+        before = (view.mean(dim=(1, 2, 3), keepdim=True), view.std(dim=(1, 2, 3), keepdim=True))
+        low, high = view.amin(dim=(1, 2, 3), keepdim=True), view.amax(dim=(1, 2, 3), keepdim=True)
+        width = (high - low).clamp_min(1e-7)
+        view.copy_(((view - low) / width) ** change.gamma * width + low)
+        if change.gamma_keeps:
+            mean, std = view.mean(dim=(1, 2, 3), keepdim=True), view.std(dim=(1, 2, 3), keepdim=True)
+            view.sub_(mean).mul_(before[1] / std.clamp_min(1e-7)).add_(before[0])
 
 
 def _flip(batch: Batch, changes: Sequence[Change]) -> None:
@@ -102,12 +154,27 @@ def _flip(batch: Batch, changes: Sequence[Change]) -> None:
                 tensor[chosen] = tensor[chosen].flip(axes)
 
 
+def _quarter_turn(batch: Batch, changes: Sequence[Change]) -> None:
+    """Turns by right angles in the plane of y and x, where views are square there."""
+    if batch.volume.shape[-1] != batch.volume.shape[-2]:
+        return
+    for index, change in enumerate(changes):
+        if change.quarters:
+            for tensor in (batch.volume, batch.labels, batch.padding):
+                if tensor is not None:
+                    tensor[index] = tensor[index].rot90(change.quarters, (-2, -1))
+
+
 def _turn(batch: Batch, changes: Sequence[Change], spacing_mm: Sequence[Triple]) -> None:
-    """Rotation and zoom of the views that have them, through one resampling."""
+    """Rotation, zoom and deformation of the views that have them, through one resampling."""
     import torch
     from torch.nn import functional
 
-    matrices = {index: change.matrix for index, change in enumerate(changes) if change.matrix is not None}
+    matrices = {
+        index: np.eye(3) if change.matrix is None else change.matrix
+        for index, change in enumerate(changes)
+        if change.matrix is not None or change.elastic is not None
+    }
     if not matrices:
         return
     chosen = list(matrices)
@@ -119,6 +186,8 @@ def _turn(batch: Batch, changes: Sequence[Change], spacing_mm: Sequence[Triple])
         rows.append(np.column_stack([scaled[::-1, ::-1], np.zeros(3)]))  # grid_sample orders (x, y, z)
     theta = torch.from_numpy(np.stack(rows).astype(np.float32)).to(batch.volume.device)
     grid = functional.affine_grid(theta, [len(chosen), 1, *size], align_corners=False)
+    for place, index in enumerate(chosen):
+        grid[place] += _displacement(changes[index], grid[place])
     sample = functional.grid_sample
     batch.volume[chosen] = sample(batch.volume[chosen], grid, padding_mode="border", align_corners=False)
     if batch.labels is not None:
@@ -134,6 +203,32 @@ def _turn(batch: Batch, changes: Sequence[Change], spacing_mm: Sequence[Triple])
     if batch.padding is None:
         batch.padding = torch.zeros(batch.volume.shape[0], *size, dtype=torch.bool, device=batch.volume.device)
     batch.padding[chosen] = empty
+
+
+def _displacement(change: Change, grid: Tensor) -> Tensor | float:
+    """A smooth random field like `grid` [D, H, W, 3], in the units of `grid_sample`; 0 without deformation."""
+    import torch
+    from torch.nn import functional
+
+    if change.elastic is None:
+        return 0.0
+    strength, distance = change.elastic
+    size = grid.shape[:3]
+    controls = [max(2, round(n / distance)) for n in size]
+    noise = torch.Generator().manual_seed(change.seed ^ 1)
+    field = torch.randn(1, 3, *controls, generator=noise).to(grid)
+    fine = functional.interpolate(field, size=tuple(size), mode="trilinear", align_corners=True)[0]
+    voxels = torch.tensor([2 / n for n in reversed(size)]).to(grid)  # one voxel along (x, y, z)
+    return fine.movedim(0, -1) * (strength * voxels)
+
+
+def _coarsened(view: Tensor, zoom: float) -> Tensor:
+    """`view` [C, D, H, W] sampled at `zoom` of its resolution and interpolated back."""
+    from torch.nn import functional
+
+    size = [max(1, round(n * zoom)) for n in view.shape[1:]]
+    coarse = functional.interpolate(view[None], size=size, mode="nearest-exact")
+    return functional.interpolate(coarse, size=view.shape[1:], mode="trilinear", align_corners=False)[0]
 
 
 def _normal(view: Tensor, seed: int) -> Tensor:
