@@ -28,6 +28,8 @@ class OptimConfig(ConfigModel):
     """Shape after the warm-up; poly has exponent 0.9."""
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled weight decay of matrices; biases and norms have none."""
+    decay_all: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Let biases, norms and embeddings decay too, as AR-SSL4M's pre-training does."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Exponential decay rates of AdamW."""
     layer_decay: float = Field(1.0, gt=0, le=1)

@@ -32,12 +32,15 @@ def finetune_config(
     """Configuration of a fine-tuning run: encoder settings of the method's preset, all else of the task's."""
     encoder = _preset(find_method(method).presets, preset, method)
     chosen = _preset(find_task(task).presets, preset, task)
+    data = merged(encoder.get("data", {}), {"dataset": dataset})
+    if data.get("view") == "sequence":
+        data["view"] = "crop"  # sequences are for pre-training; a task looks at scans
     base = {
         "kind": "finetune",
         "preset": preset,
         "method": {"name": method, **encoder.get("method", {})},
         "task": {"name": task},
-        "data": merged(encoder.get("data", {}), {"dataset": dataset}),
+        "data": data,
     }
     return RunConfig.parse(merged(merged(base, chosen), changes or {}))
 

@@ -31,6 +31,8 @@ def make_optimizer(
         groups = layer_decay_groups(network, layer_id, depth, optim.layer_decay, optim.weight_decay)
     else:
         groups = decay_groups(network, optim.weight_decay)
+    if optim.decay_all:
+        groups = [{**group, "weight_decay": optim.weight_decay} for group in groups]
     return AdamW(groups, lr=optim.lr, betas=optim.betas, fused=(precision != "fp16") or None)
 
 

@@ -27,7 +27,8 @@ class Outcome:
     Attributes:
         finite: whether the weights were updated; False when loss or gradient is not a finite number.
         suspects: cases of the micro-batches whose loss is not finite, or of all when only a gradient is not.
-        scalars: further values of the method or task, mean over the views of this process.
+        scalars: further values of the method or task, mean over the views (or what `StepOutput.counts` says) of this
+            process.
         views: views that could be read, over all processes; with none the weights stay as they are.
         shrunk: whether memory ran out and the micro-batch was halved.
     """
@@ -69,6 +70,7 @@ class _Sums:
     losses: list[Tensor] = field(default_factory=list)
     cases: list[Sequence[str]] = field(default_factory=list)
     scalars: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
 
 
 def _accumulate(work: Work, views: StepViews, abandon: Callable[[], bool]) -> _Sums | None:
@@ -102,8 +104,10 @@ def _micro_step(work: Work, part: StepViews, start: int, sums: _Sums) -> None:
     sums.losses.append(output.loss.detach().float() * share)
     sums.cases.append(list(batch.case_ids))
     for name, value in output.scalars.items():
-        added = torch.as_tensor(value, device=runtime.device).detach().float() * share
+        count = output.counts.get(name, len(part))
+        added = torch.as_tensor(value, device=runtime.device).detach().float() * count
         sums.scalars[name] = sums.scalars[name] + added if name in sums.scalars else added
+        sums.counts[name] = sums.counts.get(name, 0.0) + count
 
 
 def _apply(work: Work, sums: _Sums, views: StepViews) -> Outcome:
@@ -113,7 +117,6 @@ def _apply(work: Work, sums: _Sums, views: StepViews) -> Outcome:
     norm = runtime.clip(state.network, state.optimizer, optim.clip_grad)
     loss = torch.stack(sums.losses).sum() if sums.losses else torch.zeros((), device=runtime.device)
     loss = runtime.total(loss)
-    own_share = max(len(views), 1) / max(sums.everyone, 1)
     read = torch.stack([loss, norm.float(), *sums.scalars.values()]).tolist()  # the step's only wait for the device
     total, grad_norm = read[:2]
     overflow = runtime.precision == "fp16" and not math.isfinite(grad_norm)  # the loss scale is too large: normal
@@ -130,7 +133,7 @@ def _apply(work: Work, sums: _Sums, views: StepViews) -> Outcome:
         runtime.skip()
         suspects = runtime.gather(_suspects(sums))
     state.optimizer.zero_grad(set_to_none=True)
-    scalars = {name: value / own_share for name, value in zip(sums.scalars, read[2:], strict=True)}
+    scalars = {name: value / max(sums.counts[name], 1) for name, value in zip(sums.scalars, read[2:], strict=True)}
     return Outcome(total, grad_norm, rate, finite, scalars, suspects, sums.everyone)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,8 +80,9 @@ def profile_of(work: Work) -> InputProfile:
 
 
 def _view_loss(work: Work, stop: Callable[[], bool]) -> dict[str, float]:
-    """Mean loss over fixed views with fixed masks; of training cases where no case is held out."""
-    runtime, sums = work.runtime, torch.zeros(2, dtype=torch.float64)
+    """Mean loss over fixed views with fixed masks, and scalars of the method; of training cases if none is held out."""
+    runtime = work.runtime
+    sums: dict[str, tuple[float, float]] = {}
     loader, steps = _fixed_views(work)
     for start, views in steps:
         _check(work, stop)
@@ -91,12 +92,21 @@ def _view_loss(work: Work, stop: Callable[[], bool]) -> dict[str, float]:
             slot = start + runtime.rank * work.views_per_process + offset
             generator = seeds.generator(work.config.seed, seeds.VALIDATION, slot)
             batch = loader.to_batch(part, runtime.device)
+            batch.extra = {**batch.extra, "slots": range(slot, slot + len(part))}
             with runtime.autocast():
-                loss = work.loss(work.state.evaluated, batch, generator).loss
-            sums += torch.tensor([float(loss.item()) * len(part), len(part)], dtype=torch.float64)
-    total, count = runtime.total(sums.to(runtime.device)).tolist()
-    mean = total / max(count, 1)
-    return {"loss": mean, "score": mean}
+                output = work.loss(work.state.evaluated, batch, generator)
+            for name, value in {**output.scalars, "loss": output.loss}.items():
+                count, (total, number) = output.counts.get(name, len(part)), sums.get(name, (0.0, 0.0))
+                sums[name] = (total + float(value) * count, number + count)
+    means = _means(runtime.gather([sums]))
+    return {**means, "score": means["loss"]} if means else {"loss": 0.0, "score": 0.0}
+
+
+def _means(sums: Sequence[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """Means by name of the (sum, count) of all processes, the loss first."""
+    names = sorted({name for own in sums for name in own}, key=lambda name: (name != "loss", name))
+    totals = {name: [sum(own.get(name, (0.0, 0.0))[k] for own in sums) for k in range(2)] for name in names}
+    return {name: total / max(count, 1) for name, (total, count) in totals.items()}
 
 
 def _fixed_views(work: Work) -> tuple[ViewLoader, Iterator[tuple[int, StepViews]]]:

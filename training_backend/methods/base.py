@@ -36,10 +36,16 @@ class Card:
 
 @dataclass
 class StepOutput:
-    """Loss to differentiate (a scalar tensor) and further scalars to plot."""
+    """Loss to differentiate (a scalar tensor) and further scalars to plot.
+
+    Attributes:
+        counts: how many things each scalar (or "loss") is the mean of, where that is not the views of the batch; means
+            over several batches weigh by it, and a scalar that a batch says nothing about is simply left out.
+    """
 
     loss: Tensor
     scalars: Mapping[str, float | Tensor] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
