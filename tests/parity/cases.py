@@ -52,7 +52,7 @@ class Case:
     @classmethod
     def load(cls, name: str, folder: Path, entry: dict[str, Any]) -> Case:
         content: dict[str, np.ndarray] = {}
-        for file in entry.get("files", []):
+        for file in _files(name, folder, entry):
             if file.endswith(".npz"):
                 with np.load(folder / file, allow_pickle=False) as arrays:
                     content |= {key: arrays[key] for key in arrays}
@@ -64,7 +64,8 @@ class Case:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Tensors of the case's safetensors file."""
-        (path,) = (self.folder / file for file in self.entry["files"] if file.endswith(".safetensors"))
+        files = _files(self.name, self.folder, self.entry)
+        (path,) = (self.folder / file for file in files if file.endswith(".safetensors"))
         return load_file(path)
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -85,6 +86,12 @@ class Case:
             rtol=tolerance.get("rtol", 0.0) if rtol is None else rtol,
             err_msg=name,
         )
+
+
+def _files(name: str, folder: Path, entry: dict[str, Any]) -> list[str]:
+    """Files that the manifest names for a case, else those called after it."""
+    usual = [f"{name}_io.npz", f"{name}.safetensors"]
+    return list(entry.get("files") or [file for file in usual if (folder / file).is_file()])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
