@@ -11,7 +11,7 @@ def test_a_few_real_steps_foretell_the_run(pretrain):
     found = estimate(pretrain(optim={"max_steps": 1000}), steps=2)
     assert found.total_steps == 1000
     assert found.total_s == pytest.approx(1000 * found.step_s)
-    assert 0 < found.loader_s < found.step_s < 10
+    assert 0 < found.loader_s < found.step_s < 100
     assert found.memory_mb > 50
     assert (found.micro_batch, found.device, found.precision) == (4, "cpu", "fp32")
     assert f"{found.parameters / 1e6:.1f} M parameters" in str(found)

@@ -159,7 +159,7 @@ def test_pause_waits_at_a_saved_step_until_it_is_withdrawn(pretrain, start, monk
     seen = []
 
     def viewer():
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while summary(run).state != "paused" and time.monotonic() < deadline:
             time.sleep(0.02)
         seen.append((summary(run).state, checkpoint.newest_verified(run.checkpoints)[0].name))

@@ -29,7 +29,7 @@ def sleeper() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(run: RunDirectory | None = None, state: str = "running", code: str = "") -> subprocess.Popen[bytes]:
-        child = subprocess.Popen([sys.executable, "-c", code or "import time; time.sleep(60)"])
+        child = subprocess.Popen([sys.executable, "-c", code or "import time; time.sleep(300)"])
         started.append(child)
         if run is not None:
             run.update(state=state, **identity(child.pid))

@@ -48,7 +48,7 @@ def grow(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
 def hang(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Never look for a cancel."""
     progress(0.5, "hanging")
-    time.sleep(60)
+    time.sleep(300)
     return {}
 
 

@@ -14,7 +14,7 @@ from training_backend.errors import RunError
 from training_backend.jobs import cancel, launch, launcher, pause, resume, stop, summary
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -40,7 +40,7 @@ def stand_in(monkeypatch):
         child.wait()
 
 
-SLEEP = "import time; print('here', flush=True); time.sleep(60)"
+SLEEP = "import time; print('here', flush=True); time.sleep(300)"
 
 
 def test_child_is_detached_logs_and_is_identified_by_pid_and_creation_time(run, stand_in):
@@ -95,8 +95,8 @@ def test_finished_run_is_not_started_again(run):
 
 def test_cancel_kills_the_whole_tree_of_a_process_that_does_not_listen(run, stand_in):
     deaf = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    deaf += "c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print(c.pid, flush=True);"
-    stand_in(deaf + "time.sleep(60)")
+    deaf += "c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)']); print(c.pid, flush=True);"
+    stand_in(deaf + "time.sleep(300)")
     launch(run)
     wait_for(lambda: run.log_path.read_text().strip().isdigit())
     grandchild = int(run.log_path.read_text())
@@ -129,7 +129,7 @@ def test_resume_of_a_paused_live_process_only_withdraws_the_request(run, sleeper
 
 
 def test_identity_is_never_taken_for_that_of_a_later_process():
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     record = identity(child.pid)
     assert process(record).pid == child.pid
     child.kill()

@@ -44,7 +44,7 @@ def test_runs_of_one_device_follow_each_other_in_order(config, tmp_path, monkeyp
     runs = queued(config, tmp_path, monkeypatch, ["cpu", "cpu", "cpu"])
     monkeypatch.setattr(queue, "POLL_S", 0.05)
     assert queue.main([str(tmp_path)]) == 0
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while summary(runs[-1]).state != "finished" and time.monotonic() < deadline:
         time.sleep(0.05)
     times = [(run.record()["started"], run.record()["ended"]) for run in runs]
@@ -82,7 +82,7 @@ def test_supervisor_process_starts_the_queue_without_its_parent(config, tmp_path
     broken = config.updated({"data": {"dataset": str(tmp_path / "absent")}})
     run = new_run(broken, "absent dataset", tmp_path)
     enqueue(run, tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while summary(run).state not in ("failed", "lost") and time.monotonic() < deadline:
         time.sleep(0.1)
     found = summary(run)

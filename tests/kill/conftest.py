@@ -88,7 +88,7 @@ class Workers:
         """End the server."""
         assert self._server.stdin is not None
         self._server.stdin.close()
-        self._server.wait(timeout=30)
+        self._server.wait(timeout=60)
 
     def _line(self) -> str:
         assert self._server.stdout is not None
@@ -124,7 +124,7 @@ def config(dataset: Path) -> Callable[..., RunConfig]:
 def wait_for() -> Callable[..., None]:
     """Polls a condition until it holds."""
 
-    def wait(condition: Callable[[], bool], seconds: float = 60.0, pause: float = 0.005) -> None:
+    def wait(condition: Callable[[], bool], seconds: float = 120.0, pause: float = 0.005) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "waited in vain"

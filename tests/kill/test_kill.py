@@ -114,7 +114,7 @@ def test_killed_run_leaves_no_process_behind(config, workers, tmp_path, wait_for
     assert len(family) == 3
     process.kill()  # SIGKILL, like a power cut
     workers.wait()
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
     assert summary(run).state == "lost"
 

@@ -76,9 +76,9 @@ def shown(qtbot: Any) -> Iterator[Callable[[QWidget], QWidget]]:
 
 @pytest.fixture
 def wait(qtbot: Any) -> Callable[..., None]:
-    """Process events until a condition holds."""
+    """Process events until a condition holds; the time is for a machine that does much else."""
 
-    def until(condition: Callable[[], bool], seconds: float = 20.0, what: object = "") -> None:
+    def until(condition: Callable[[], bool], seconds: float = 60.0, what: object = "") -> None:
         end = time.monotonic() + seconds
         while not condition():
             qtbot.wait(10)

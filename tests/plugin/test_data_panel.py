@@ -164,7 +164,7 @@ def test_open_layers_become_a_case_and_a_new_dataset(
         layer.visible = True
     monkeypatch.setattr(QInputDialog, "getText", lambda *_, text, **__: (text, True))
     panel._new_from_layers()
-    wait(lambda: panel.dataset is not None and panel.dataset.records and idle(panel), 30, lambda: panel.notice.text)
+    wait(lambda: panel.dataset is not None and panel.dataset.records and idle(panel), 60, lambda: panel.notice.text)
     [case] = Dataset.open(panel.state.dataset).records.values()
     assert [image.contrast for image in case.images] == ["T1", "T2"]
     assert case.label is not None

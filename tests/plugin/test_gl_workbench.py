@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QAbstractButton, QAbstractSpinBox, QComboBox, QLineEdit, QScrollArea, QScrollBar, QWidget
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractSpinBox,
+    QComboBox,
+    QLineEdit,
+    QPushButton,
+    QScrollArea,
+    QScrollBar,
+    QWidget,
+)
 
 from napari_med3dssl import _samples, _work
 from napari_med3dssl.__main__ import dock_workbench, open_files
@@ -112,10 +121,27 @@ def inside_table(child: QWidget, end: QWidget) -> bool:
     return False
 
 
+def settle(workbench: Any, wait: Callable[..., None], qtbot: Any) -> None:
+    """Wait until work has ended and no widget has moved for a while; layouts settle in several turns of the loop."""
+
+    def places() -> list[Any]:
+        return [widget.geometry() for widget in workbench.findChildren(QWidget) if widget.isVisible()]
+
+    def calm() -> bool:
+        before = places()
+        for _ in range(4):
+            qtbot.wait(25)
+            if _work._running or places() != before:
+                return False
+        return True
+
+    wait(calm, 30, "for the layout to settle")
+
+
 @pytest.mark.parametrize("theme", ["dark", "light"])
 @pytest.mark.parametrize("width", [400, 320])
 def test_nothing_is_cut(
-    theme: str, width: int, opened: tuple[Any, Any], dataset: Path, wait: Callable[..., None]
+    theme: str, width: int, opened: tuple[Any, Any], dataset: Path, wait: Callable[..., None], qtbot: Any
 ) -> None:
     viewer, workbench = opened
     viewer.theme = theme
@@ -126,12 +152,27 @@ def test_nothing_is_cut(
         workbench.show_tab(name)
         for section in panel.findChildren(Section):
             section.fold(False)
-        wait(lambda: not _work._running)
+        settle(workbench, wait, qtbot)
         assert overflowing(workbench) == [], name
         for section in panel.findChildren(Section):
             section.fold(name not in ("Fine-tune",))
     viewer.theme = "dark"
     assert workbench.minimumSizeHint().height() <= 400
+
+
+def test_the_search_for_what_is_cut_finds_it(opened: tuple[Any, Any], wait: Callable[..., None], qtbot: Any) -> None:
+    _, workbench = opened
+    workbench.show_tab("Data")
+    wide = QPushButton("as wide as a poster")
+    wide.setFixedWidth(900)
+    workbench.panels["Data"].saving.layout().addWidget(wide)
+    workbench.panels["Data"].saving.show()
+    settle(workbench, wait, qtbot)
+    found = overflowing(workbench)
+    workbench.panels["Data"].saving.hide()
+    wide.setParent(None)
+    wide.deleteLater()
+    assert any(line.startswith("QPushButton") for line in found)
 
 
 def test_everything_is_reached_by_keyboard_and_has_a_name(opened: tuple[Any, Any]) -> None:
@@ -209,11 +250,11 @@ def test_a_run_is_started_watched_left_alone_found_again_and_stopped(
     for path, value in changes.items():
         form.editor(path).show_value(value)
     panels["Pre-train"].launch.check()
-    wait(panels["Pre-train"].launch.start_button.isEnabled, 10, panels["Pre-train"].launch.list.text)
+    wait(panels["Pre-train"].launch.start_button.isEnabled, 60, panels["Pre-train"].launch.list.text)
     qtbot.mouseClick(panels["Pre-train"].launch.start_button, Qt.MouseButton.LeftButton)
     runs = panels["Runs"]
     wait(lambda: workbench.tabs.currentWidget() is runs)
-    wait(lambda: runs.chosen is not None and runs.chosen.state == "running" and runs.chosen.step > 3, 90)
+    wait(lambda: runs.chosen is not None and runs.chosen.state == "running" and runs.chosen.step > 3, 180)
     wait(lambda: "step" in runs.card.log.toPlainText())
     wait(lambda: len(runs.card.plot.points("train")[0]) > 2)
     assert "steps/s" in runs.card.facts.text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_widgets_that_are_gone_hear_nothing(state: State, qtbot: Any) -> None:
     assert heard == ["one"]
 
 
-def test_work_runs_in_a_thread_and_answers_in_the_qt_thread(qtbot: Any) -> None:
+def test_work_runs_in_a_thread_and_answers_in_the_qt_thread(qtbot: Any, wait: Callable[..., None]) -> None:
     owner = QWidget()
     qtbot.addWidget(owner)
     seen: dict[str, object] = {}
@@ -77,14 +78,16 @@ def test_work_runs_in_a_thread_and_answers_in_the_qt_thread(qtbot: Any) -> None:
         done=lambda result: seen.update(result=result, thread=threading.get_ident()),
         progressed=lambda share, text: seen.update(progress=(share, text)),
     )
-    qtbot.waitUntil(lambda: not job.running)
+    wait(lambda: not job.running)
     assert seen["result"] == "done"
     assert seen["progress"] == (0.5, "half")
     assert seen["thread"] == threading.get_ident() != seen["worker"]
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_whoever_hears_the_outcome_sees_no_sign_of_work_any_more(fails: bool, qtbot: Any) -> None:
+def test_whoever_hears_the_outcome_sees_no_sign_of_work_any_more(
+    fails: bool, qtbot: Any, wait: Callable[..., None]
+) -> None:
     owner, heard = QWidget(), []
     qtbot.addWidget(owner)
 
@@ -97,11 +100,11 @@ def test_whoever_hears_the_outcome_sees_no_sign_of_work_any_more(fails: bool, qt
         heard.extend(["running" if job.running else "idle", outcome])
 
     job = _work.start(owner, work, done=note, failed=note, ended=lambda: heard.append("ended"))
-    qtbot.waitUntil(lambda: not job.running)
+    wait(lambda: not job.running)
     assert heard == ["ended", "idle", "The scan is empty." if fails else 7]
 
 
-def test_work_is_cancelled_at_its_next_report(qtbot: Any) -> None:
+def test_work_is_cancelled_at_its_next_report(qtbot: Any, wait: Callable[..., None]) -> None:
     owner = QWidget()
     qtbot.addWidget(owner)
     heard: list[str] = []
@@ -113,16 +116,16 @@ def test_work_is_cancelled_at_its_next_report(qtbot: Any) -> None:
 
     job = _work.start(owner, work, cancelled=lambda: heard.append("cancelled"), progressed=lambda *_: None)
     job.stop()
-    qtbot.waitUntil(lambda: not job.running)
+    wait(lambda: not job.running)
     assert heard == ["cancelled"]
 
 
-def test_answers_to_a_widget_that_is_gone_are_dropped(qtbot: Any) -> None:
+def test_answers_to_a_widget_that_is_gone_are_dropped(qtbot: Any, wait: Callable[..., None]) -> None:
     owner, heard = QWidget(), []
     job = _work.start(owner, time.sleep, 0.1, done=heard.append)
     with qtbot.waitSignal(owner.destroyed):
         owner.deleteLater()
-    qtbot.waitUntil(lambda: not job.running)
+    wait(lambda: not job.running)
     assert heard == []
 
 
@@ -136,7 +139,7 @@ def test_answers_to_a_widget_that_is_gone_are_dropped(qtbot: Any) -> None:
         (MemoryError(), "The memory did not suffice."),
     ],
 )
-def test_every_error_becomes_a_sentence(error: Exception, sentence: str, qtbot: Any) -> None:
+def test_every_error_becomes_a_sentence(error: Exception, sentence: str, qtbot: Any, wait: Callable[..., None]) -> None:
     owner, heard = QWidget(), []
     qtbot.addWidget(owner)
 
@@ -144,7 +147,7 @@ def test_every_error_becomes_a_sentence(error: Exception, sentence: str, qtbot: 
         raise error
 
     job = _work.start(owner, work, failed=heard.append)
-    qtbot.waitUntil(lambda: not job.running)
+    wait(lambda: not job.running)
     assert len(heard) == 1
     assert heard[0].startswith(sentence)
     assert "Traceback" not in heard[0]

@@ -75,7 +75,7 @@ def ready(panel: Any, dataset: Path, wait: Callable[..., None]) -> None:
     for path in ("data.size",):
         panel.form.editor(path).show_value((16, 32, 32))
     panel.launch.check()
-    wait(panel.launch.start_button.isEnabled, 10, panel.launch.list.text)
+    wait(panel.launch.start_button.isEnabled, 60, panel.launch.list.text)
 
 
 def test_without_a_dataset_the_way_to_one_is_shown_and_nothing_can_start(
