@@ -54,7 +54,7 @@ class ArConfig(MethodConfig):
     trained_size: tuple[int, int, int] | None = Field(None, json_schema_extra=ui(advanced=True))
     """Voxels (z, y, x) of the views that positions are made for; empty takes `data.size`."""
     axes: Literal["xyz", "zyx"] = Field("xyz", json_schema_extra=ui(advanced=True))
-    """Frame of the network. xyz: (x, y, z) growing to the right, anterior and superior, as published. zyx: as stored."""
+    """Frame of the network. xyz: (x, y, z) growing to the right, anterior, superior, as published. zyx: as stored."""
     slabs: int | None = Field(None, ge=1, json_schema_extra=ui(advanced=True))
     """Slabs of a view, for the order slab-major; empty takes `data.sequence.slabs`."""
     in_channels: int | None = Field(None, ge=1, json_schema_extra=ui(advanced=True))

@@ -116,7 +116,7 @@ class ArEncoder(nn.Module):
         return token.to(like.dtype).expand(len(like), 1, -1)
 
     def positions(self, grid: Triple) -> Tensor:
-        """Position table [1 + L, E] for a `grid` of the reference, the start token's first; the end token's is left out.
+        """Position table [1 + L, E] for a `grid` of the reference, the start token's first, without the end token's.
 
         sincos3d: D / 3 channels per axis, [sines, cosines], zero for the start token.
         """
@@ -202,7 +202,7 @@ def sincos3d(width: int, grid: Triple, coordinates: Sequence[np.ndarray]) -> Ten
 
 
 def resized(table: Tensor, old: Triple, new: Triple) -> Tensor:
-    """Learnt table [1 + L', E] for the grid `new`, by trilinear interpolation of one [1 + L, E]; its first row stays."""
+    """Learnt table [1 + L', E] for the grid `new`, trilinearly interpolated from one [1 + L, E]; row 0 stays."""
     if len(table) != 1 + old[0] * old[1] * old[2]:
         raise WeightsError(f"A position table of {len(table) - 1} patches does not fit a grid of {old}.")
     if old == new:

@@ -1,4 +1,4 @@
-"""How a volume becomes a sequence of patches and back: axes of the reference, order of the tokens, and who sees whom."""
+"""How a volume becomes a sequence of patches and back: the axes, the order of the tokens, and who sees whom."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Layout:
         return self.map(torch.arange(grid[0] * grid[1] * grid[2])[None], grid)[0]
 
     def slab_numbers(self, grid: Triple) -> Tensor:
-        """Slab 0 to slabs - 1 of each patch on our grid [d, h, w], for views whose slabs are equal and glued along z."""
+        """Slab 0 to slabs - 1 of each patch on our grid [d, h, w], for views of equal slabs glued along z."""
         along_z = torch.arange(grid[2]) * self.slabs // grid[2]
         return self.to_ours(along_z.expand(grid).reshape(1, -1), grid)[0]
 

@@ -29,7 +29,7 @@ class VolumeHead(nn.Module):
     prefix ``encoder.``; `authors_names` and `own_names` translate.
 
     Args:
-        encoder: gives tokens, and a class token if it has one.
+        encoder: gives tokens, and a class token (or start token) if it has one.
         outputs: numbers K per volume.
         pooling: "global" joins the class token and the mean of the patch tokens and normalises the two; "class" takes
             the class token after the encoder's final norm; "tokens" gives every patch token after that norm its own
@@ -50,7 +50,7 @@ class VolumeHead(nn.Module):
         super().__init__()
         self.encoder = cast(nn.Module, encoder)
         self.pooling, self.freeze = pooling, freeze
-        has_class = hasattr(encoder, "cls_token")
+        has_class = hasattr(encoder, "cls_token") or getattr(encoder, "has_summary", False)
         width = encoder.width * (2 if pooling == "global" and has_class else 1)
         if pooling == "global":
             self.encoder.norm = nn.Identity()  # the norm of single tokens is not used, as published
@@ -154,6 +154,18 @@ def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def authors_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Inverse of `own_names`."""
     return {key.removeprefix("encoder."): value for key, value in state.items()}
+
+
+def scored_own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a file with ``model.`` (the encoder) and ``score.weight`` under the names of a "tokens" head."""
+    return {f"encoder.{key.removeprefix('model.')}" if key.startswith("model.") else key: state[key] for key in state}
+
+
+def scored_authors_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of `scored_own_names`."""
+    return {
+        f"model.{key.removeprefix('encoder.')}" if key.startswith("encoder.") else key: state[key] for key in state
+    }
 
 
 def _encode(encoder: Encoder, volume: Tensor) -> tuple[Tensor, Tensor | None]:
