@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from training_backend.config import MethodConfig, RunConfig, ui
+from training_backend.methods.ar_views import VIEWS
 from training_backend.methods.base import Batch, Card, Encoder, Method, PreviewArray, StepOutput
 
 if TYPE_CHECKING:
@@ -291,4 +292,5 @@ METHOD = Method(
     encoder=lambda network: network.model,  # type: ignore[arg-type, return-value]
     build_encoder=build_encoder,
     family="ar",
+    views=VIEWS,
 )
