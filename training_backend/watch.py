@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training_backend.config import RunConfig
-from training_backend.data.manifest import dataset_folder
+from training_backend.data.ar_lists import check_source
 from training_backend.engine.rundir import RunDirectory, located
 from training_backend.errors import ConfigError
 from training_backend.jobs.launcher import launch, stop
@@ -50,7 +50,7 @@ def train(config: RunConfig, output: Path, *, detach: bool = False) -> RunReport
         DataError: the dataset of `config` is not there.
     """
     output = Path(output)
-    dataset_folder(config.data.dataset)  # a wrong folder is told before a run directory is made for it
+    check_source(config)  # a wrong folder is told before a run directory is made for it
     if (output / "run.json").exists():
         run = RunDirectory.open(output)
         if run.config() != located(config) and _has_learnt_nothing(run):

@@ -26,6 +26,7 @@ from training_backend.data.dataset import Dataset
 from training_backend.data.intensity import Statistics, normalise
 from training_backend.data.manifest import CaseRecord
 from training_backend.data.processes import ahead, choose_workers, end_with_parent
+from training_backend.data.sequence import Sequences, Unreadable, build, open_sequences
 from training_backend.data.store import StoredCase, open_case
 from training_backend.data.views import Batch, Key, StepViews, View, crop_view, generator
 from training_backend.data.volume import Triple
@@ -60,6 +61,7 @@ class _Loaded:
     padding: tuple[Tensor | None, ...] = ()
     statistics: tuple[Statistics, ...] = ()
     spacing_mm: Triple = (1.0, 1.0, 1.0)
+    kind: str = ""
     failure: str = ""
 
 
@@ -94,13 +96,17 @@ class ViewLoader:
         self.split = split
         self.rank = rank
         self.world = world
+        self.sequences: Sequences | None = None
         self.cases = _choose_cases(dataset, config, needs, split)
-        self.workers = choose_workers(config, len(self.cases), world)
+        if config.data.view == "sequence":
+            self.sequences = open_sequences(dataset, config, self.cases, split)
+        self.visits = self.sequences.visits if self.sequences else len(self.cases)
+        self.workers = choose_workers(config, self.visits, world)
 
     @property
     def views_per_epoch(self) -> int:
         """Views in one pass over the cases, on all processes."""
-        return len(self.cases) * self._per_case
+        return self.visits * self._per_case
 
     @property
     def total_steps(self) -> int:
@@ -124,13 +130,16 @@ class ViewLoader:
 
         images = views.images.to(device, non_blocking=True)
         labels = moved(views.labels)
+        extra: dict[str, Any] = {"spacing_mm": list(views.spacing_mm)}
+        if self.sequences is not None:
+            extra["kinds"] = list(views.kinds)
         batch = Batch(
-            volume=normalise(images, views.statistics, self.config.data.intensity),
+            volume=self._normalised(images, views),
             case_ids=list(views.case_ids),
             labels=None if labels is None else labels.to(torch.int64),
             target=moved(views.target),
             padding=moved(views.padding),
-            extra={"spacing_mm": list(views.spacing_mm)},
+            extra=extra,
         )
         if batch.padding is not None and batch.padding is views.padding:
             batch.padding = batch.padding.clone()  # on the CPU nothing was copied, and flips work in place
@@ -139,8 +148,19 @@ class ViewLoader:
         changes = [augment.draw(self.config.data.augment, key) for key in views.keys]
         return augment.apply(batch, changes, views.spacing_mm)
 
+    def _normalised(self, images: Tensor, views: StepViews) -> Tensor:
+        """Network input of `images`; sequences are that already, since each slab has its own percentiles."""
+        import torch
+
+        if self.sequences is not None:
+            return images.to(torch.float32, copy=True)
+        result: Tensor = normalise(images, views.statistics, self.config.data.intensity)
+        return result
+
     @property
     def _per_case(self) -> int:
+        if self.sequences is not None:
+            return self.sequences.per_visit
         return self.config.data.crops_per_volume if self.config.data.view == "crop" else 1
 
     @property
@@ -175,7 +195,8 @@ class ViewLoader:
     def _loaded(self, start_step: int) -> Generator[_Loaded, None, None]:
         """Items in order; should a worker process die, the rest is read in this one."""
         slots = itertools.chain.from_iterable(self._slots(step) for step in range(start_step, self.total_steps))
-        items = (self._item(list(group)) for _, group in itertools.groupby(slots, lambda slot: slot // self._per_case))
+        together = 1 if self.sequences is not None else self._per_case
+        items = (self._item(list(group)) for _, group in itertools.groupby(slots, lambda slot: slot // together))
         reader = _Reader(self)
         if self.workers == 0:
             yield from map(reader.__getitem__, items)
@@ -198,14 +219,14 @@ class ViewLoader:
     def _item(slots: Sequence[int]) -> _Item:
         return _Item(slots[0], len(slots))
 
-    def _place(self, slot: int) -> tuple[CaseRecord, Key]:
-        """Case and key of a view slot."""
+    def _key(self, slot: int) -> Key:
+        """Key of a view slot; its third number is the index of the case (or line) that is visited."""
         visit, view = divmod(slot, self._per_case)
-        epoch, position = divmod(visit, len(self.cases))
+        epoch, position = divmod(visit, self.visits)
         index = position
         if self.split == "train":
-            index = int(_order(self.config.seed, epoch, len(self.cases))[position])
-        return self.cases[index], (self.config.seed, epoch, index, view)
+            index = int(_order(self.config.seed, epoch, self.visits)[position])
+        return (self.config.seed, epoch, index, view)
 
     def _stacked(self, step: int, slots: range, entries: Sequence[tuple[_Loaded, int]]) -> StepViews:
         import torch
@@ -219,10 +240,10 @@ class ViewLoader:
         if len({image.dtype for image in images}) > 1:
             images = [image.float() for image in images]
         masks = [torch.zeros(size, dtype=torch.bool) if mask is None else mask for mask in padding]
-        places = [self._place(slot) for slot, _, _ in good]
-        targets = [case.target for case, _ in places]
+        keys = [self._key(slot) for slot, _, _ in good]
         target = None
         if self.needs == "target":
+            targets = [self.cases[index].target for _, _, index, _ in keys]
             target = torch.tensor(targets, dtype=torch.float32)
             target = target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
         channels = max(1, len(self.config.data.contrasts))
@@ -234,9 +255,10 @@ class ViewLoader:
             target=target,
             statistics=[one.statistics for _, one, _ in good],
             spacing_mm=[one.spacing_mm for _, one, _ in good],
-            keys=[key for _, key in places],
+            keys=keys,
             case_ids=[one.case_id for _, one, _ in good],
             failures=list(failures),
+            kinds=[one.kind for _, one, _ in good],
         )
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -258,7 +280,9 @@ class _Reader:
     def __getitem__(self, item: _Item) -> _Loaded:
         import torch
 
-        case, _ = self.loader._place(item.first)
+        if self.loader.sequences is not None:
+            return self._sequence(self.loader.sequences, item)
+        case = self.loader.cases[self.loader._key(item.first)[2]]
         try:
             stored = self._stored(case)
             views = [self._view(stored, case, slot) for slot in range(item.first, item.first + item.count)]
@@ -275,6 +299,19 @@ class _Reader:
             statistics=tuple(stored.statistics[channel] for channel in channels),
             spacing_mm=stored.geometry.spacing_mm,
         )
+
+    def _sequence(self, sequences: Sequences, item: _Item) -> _Loaded:
+        """The one view of an item, and the scans in it; only the scan that cannot be read is blamed."""
+        import torch
+
+        try:
+            view = build(sequences, sequences.draw(self.loader._key(item.first)), self.loader.config, self._stored)
+        except Unreadable as error:
+            self._open.pop(error.case, None)
+            return _Loaded(item, error.case, failure=str(error))
+        image = torch.from_numpy(view.image[None])
+        names = ", ".join(dict.fromkeys(view.cases))
+        return _Loaded(item, names, (image,), padding=(None,), spacing_mm=view.spacing_mm, kind=view.kind)
 
     def _stored(self, case: CaseRecord) -> StoredCase:
         if case.id not in self._open:
@@ -295,7 +332,7 @@ class _Reader:
             return volume_view(
                 stored, folder, data.size, keep_aspect=data.keep_aspect, channels=channels, labels=labels
             )
-        _, key = self.loader._place(slot)
+        key = self.loader._key(slot)
         return crop_view(stored, data.size, key, channels=channels, labels=labels, foreground=data.foreground)
 
 

@@ -55,7 +55,7 @@ class InputProfile(ConfigModel):
             spacing_mm=info.spacing_mm,
             contrasts=data.contrasts,
             intensity=intensity,
-            view=data.view,
+            view="volume" if data.view == "volume" else "crop",
             size=data.size,
             keep_aspect=data.keep_aspect,
             crop_body=info.crop_body,

@@ -54,7 +54,7 @@ class StepViews:
 
     Attributes:
         step: optimiser step they belong to.
-        images: [V, C, D, H, W] stored values, int16, float16 or float32; V is smaller where cases failed, even 0.
+        images: [V, C, D, H, W] stored values, int16, float16 or float32 (sequences: float32 within [0, 1]); V is smaller where cases failed, even 0.
         labels: [V, D, H, W] uint8 or None.
         padding: [V, D, H, W] bool, or None where no view reaches outside its scan.
         target: [V] or [V, K] float32, or None.
@@ -63,6 +63,7 @@ class StepViews:
         keys: of each view's randomness.
         case_ids: of each view.
         failures: case id and sentence of each case that could not be read; nothing was put in its place.
+        kinds: of sequence, for views that are one: "spatial", "contrast" or "semantic".
     """
 
     step: int
@@ -75,6 +76,7 @@ class StepViews:
     keys: Sequence[Key]
     case_ids: Sequence[str]
     failures: Sequence[tuple[str, str]] = ()
+    kinds: Sequence[str] = ()
 
     def __len__(self) -> int:
         """Number of views."""
@@ -92,6 +94,7 @@ class StepViews:
             spacing_mm=self.spacing_mm[part],
             keys=self.keys[part],
             case_ids=self.case_ids[part],
+            kinds=self.kinds[part],
         )
 
 

@@ -31,6 +31,7 @@ def write_preview(work: Work, previews: Path) -> tuple[Path, str] | None:
     `name`, `file`, `role`, `voxels`, `limits`, `classes` as in `PreviewArray`.
     """
     cases = validation_cases(work) or validation_cases(work, "train")
+    cases = [case for case in cases if case.store]  # published lists have no scans to look at
     if not cases or (work.task is not None and work.task.needs != "labels"):
         return None
     case = cases[0]

@@ -142,9 +142,12 @@ class RunDirectory:
 
 
 def located(config: RunConfig) -> RunConfig:
-    """`config` whose dataset and weights are found from any working directory."""
-    weights = Path(config.weights)
-    changes: dict[str, Any] = {"data": {"dataset": Path(config.data.dataset).resolve()}}
+    """`config` whose files are found from any working directory."""
+    weights, sequence = Path(config.weights), config.data.sequence
+    data: dict[str, Any] = {"dataset": Path(config.data.dataset).resolve()}
+    lesions = sequence.lesions and sequence.lesions.resolve()
+    data["sequence"] = {"lesions": lesions, "lists": tuple(path.resolve() for path in sequence.lists)}
+    changes: dict[str, Any] = {"data": data}
     if config.weights and weights.exists():
         changes["weights"] = str(weights.resolve())
     return config.updated(changes)

@@ -15,6 +15,7 @@ from torch import nn
 from training_backend.config import RunConfig
 from training_backend.config.registry import method as find_method
 from training_backend.config.registry import task as find_task
+from training_backend.data.ar_lists import open_dataset
 from training_backend.data.dataset import Dataset
 from training_backend.data.loader import ViewLoader
 from training_backend.engine import seeds
@@ -83,7 +84,7 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
     """
     method = find_method(config.method.name)
     task = find_task(config.task.name) if config.task else None
-    dataset = Dataset.open(config.data.dataset)
+    dataset = open_dataset(config)
     loader = ViewLoader(dataset, config, needs=task.needs if task else None, rank=runtime.rank, world=runtime.world)
     if task is not None and task.needs == "labels":
         check_labels(config, loader.cases)
