@@ -163,9 +163,7 @@ def scored_own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def scored_authors_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Inverse of `scored_own_names`."""
-    return {
-        f"model.{key.removeprefix('encoder.')}" if key.startswith("encoder.") else key: state[key] for key in state
-    }
+    return {f"model.{key.removeprefix('encoder.')}" if key.startswith("encoder.") else key: state[key] for key in state}
 
 
 def _encode(encoder: Encoder, volume: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -49,7 +49,7 @@ class PublishedUnetr(nn.Module):
         if freeze:
             self.encoder.requires_grad_(False)
         self.taps = tuple(min(encoder.depth * quarter // 4, encoder.depth - 1) for quarter in (1, 2, 3))
-        self.turned = getattr(encoder, "axes", "zyx") == "xyz"
+        self.turned = getattr(getattr(encoder, "layout", None), "axes", "zyx") == "xyz"
         coarse, _, _, fine = kernels = _kernels(encoder.patch_size, turned=self.turned)
         widths = [feature_size << level for level in range(LEVELS)]
         self.encoder1 = UnetrBasicBlock(3, encoder.in_channels, widths[0], 3, 1, "instance", res_block=True)
