@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QLineEdit, QWidget
+from superqt import QLabeledDoubleSlider, QLabeledSlider
 
 from napari_med3dssl._widgets import PathField, combo
 
 AXES = {2: ("", ""), 3: ("z", "y", "x")}
 """Names of the parts of a tuple of numbers, by its length."""
+Bounds = tuple[float | None, float | None]
 
 
 class Editor(QWidget):
@@ -183,6 +185,37 @@ class Numbers(Editor):
             part.show_value(number)
 
 
+class Slider(Editor):
+    """A number between two bounds, to drag or to type.
+
+    Args:
+        low: least value.
+        high: largest value.
+        whole: whole numbers only.
+    """
+
+    def __init__(self, low: float, high: float, *, whole: bool) -> None:
+        super().__init__()
+        self.bar = (QLabeledSlider if whole else QLabeledDoubleSlider)(Qt.Orientation.Horizontal)
+        if not whole:
+            self.bar.setDecimals(3)
+        self.bar.setRange(int(low) if whole else low, int(high) if whole else high)
+        self.bar.setMinimumWidth(80)
+        self.bar.valueChanged.connect(lambda _: self.changed.emit())
+        self._whole = whole
+        self._fill(self.bar)
+
+    def value(self) -> float:
+        """Where it stands."""
+        return int(self.bar.value()) if self._whole else round(float(self.bar.value()), 6)
+
+    def show_value(self, value: Any) -> None:
+        """Move it."""
+        self.bar.blockSignals(True)
+        self.bar.setValue(value)
+        self.bar.blockSignals(False)
+
+
 class PathEditor(Editor):
     """A file or folder."""
 
@@ -203,10 +236,20 @@ class PathEditor(Editor):
         self.field.show_path(value)
 
 
-def editor_for(annotation: Any, name: str) -> Editor:
-    """The editor of a field of this type; `name` is what a screen reader says."""
+def editor_for(annotation: Any, name: str, widget: str = "", bounds: Bounds = (None, None)) -> Editor:
+    """The editor of a field of this type.
+
+    Args:
+        annotation: type of the field.
+        name: what a screen reader says.
+        widget: "slider" for a number with both bounds; else the type decides.
+        bounds: least and largest value, where there are any.
+    """
     bare, optional = _without_none(annotation)
     origin, inner = get_origin(bare), get_args(bare)
+    low, high = bounds
+    if widget == "slider" and bare in (int, float) and not optional and low is not None and high is not None:
+        return Slider(low, high, whole=bare is int)
     if bare is bool:
         return Check()
     if origin is Literal:

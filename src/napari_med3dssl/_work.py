@@ -106,6 +106,36 @@ class _Thread(QThread):
             self.outcome = ("failed", (sentence(error),))
 
 
+class Latest(QObject):
+    """Brings values from a thread to a slot on the thread that made this, while `owner` lives.
+
+    Of values that come faster than the slot takes them, only the newest is used.
+    """
+
+    _arrived = Signal()
+
+    def __init__(self, owner: QObject, slot: Callable[[Any], object]) -> None:
+        super().__init__()
+        self._slot = _while_alive(owner, slot)
+        self._lock = threading.Lock()
+        self._values: list[Any] = []
+        self._arrived.connect(self._take)
+
+    def put(self, value: Any) -> None:
+        """Hand over a value; from any thread."""
+        with self._lock:
+            waiting = bool(self._values)
+            self._values = [value]
+        if not waiting:
+            self._arrived.emit()
+
+    def _take(self) -> None:
+        with self._lock:
+            values, self._values = self._values, []
+        for value in values:
+            self._slot(value)
+
+
 def start(
     owner: QObject,
     function: Callable[..., Any],

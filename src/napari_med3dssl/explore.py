@@ -20,12 +20,15 @@ from napari_med3dssl._layers import facts_of, volume_of
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, Page, button, button_row, combo, wrapping
 from napari_med3dssl.explore_maths import TokenIndex
+from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.explore_sections import AttentionSection, EmbeddingSection, MaskingSection, SimilaritySection
+from napari_med3dssl.explore_views import ViewSection
 from napari_med3dssl.predict_box import contrasts
 from napari_med3dssl.weights_picker import WeightsPicker
+from training_backend.config.registry import methods
 from training_backend.data.volume import Geometry
 from training_backend.errors import Med3dError
-from training_backend.jobs.sources import WeightsSource, run_sources
+from training_backend.jobs.sources import ModelFacts, WeightsSource, model_facts, run_sources
 
 EMPTY_SCAN = "Open a scan to begin: drop a file on the viewer, or File › Open Sample › Med3D SSL."
 EMPTY_MODEL = "Choose a model: a run that has finished, a weights file, or published weights."
@@ -49,7 +52,7 @@ class Features:
 
 
 class ExplorePanel(QWidget):
-    """Features, similarity, embedding map, masked reconstruction and class attention of one scan.
+    """Features, similarity, embedding map, reconstruction, attention and the views of a method, of one scan.
 
     Args:
         state: what the panels of the viewer share.
@@ -59,6 +62,9 @@ class ExplorePanel(QWidget):
         super().__init__()
         self.state = state
         self.features: Features | None = None
+        self.views: list[ViewSection] = []
+        self._facts: ModelFacts | None = None
+        self._maps: dict[str, PictureLayers] = {}
         self._job: _work.Job | None = None
         self._scans: list[Any] = []
         self._build()
@@ -71,8 +77,9 @@ class ExplorePanel(QWidget):
         self._keys = {
             "Alt-X": self.similarity.toggle,
             "Alt-M": self.masking.new_mask,
-            "Alt-G": self.masking.toggle_grid,
+            "Alt-G": self.toggle_grid,
         }
+        self.toggles_grid: Callable[[], None] = self.masking.toggle_grid
         self._refresh_scans()
         self.suggest_model()
 
@@ -92,27 +99,50 @@ class ExplorePanel(QWidget):
         """Whether the model process works for this panel."""
         return self._job is not None
 
-    def ask(self, op: str, then: Callable[[dict[str, Any]], None], doing: str, **params: Any) -> None:
-        """Send a request for the present scan and model, show how it goes, and hand its values to `then`."""
+    def ask(
+        self,
+        op: str,
+        then: Callable[[dict[str, Any]], None],
+        doing: str,
+        partial: Callable[[dict[str, Any]], None] | None = None,
+        stopped: str = "Cancelled; nothing was changed.",
+        **params: Any,
+    ) -> bool:
+        """Send a request for the present scan and model, show how it goes, and hand its values to `then`.
+
+        Args:
+            op: of the model process.
+            then: gets the values.
+            doing: what is said meanwhile.
+            partial: gets states of the values to come; of those that come too fast to be drawn, only the newest.
+            stopped: what is said after a cancel.
+            params: of the operation.
+
+        Returns:
+            Whether it was sent.
+        """
         if self.busy or not self._ready():
-            return
+            return False
         try:
             params["volumes"] = [volume_of(layer) for layer in contrasts(self.viewer, self.scan)]
         except Med3dError as error:
             self.notice.say("error", str(error))
-            return
+            return False
+        if partial is not None:
+            params["partial"] = _work.Latest(self, partial).put
         client, source = self.state.client, self.state.model
         self.notice.say("busy", doing)
         self._job = _work.start(
             self,
             lambda progress: _prepared(client.request(op, source=source, progress=progress, **params)),
             done=lambda values: self._finish(then, values),
-            failed=lambda sentence: self.notice.say("error", sentence),
-            cancelled=lambda: self.notice.say("info", "Cancelled; nothing was changed."),
+            failed=lambda sentence: self._give_up("error", sentence),
+            cancelled=lambda: self._give_up("info", stopped),
             progressed=self._show_progress,
             ended=self._on_ended,
         )
         self._refresh()
+        return True
 
     def compute_features(self) -> None:
         """Have the tokens of the present scan computed (or read from the cache)."""
@@ -124,6 +154,19 @@ class ExplorePanel(QWidget):
             self.notice.say("busy", "Stopping…")
             self._job.stop()  # for a request that is still to be sent
             self.state.client.cancel()
+
+    def load(self) -> None:
+        """Have the model loaded, which tells what it can show."""
+        self.ask("load", lambda _: None, "Loading the model…")
+
+    def leave_picking(self) -> None:
+        """Let clicks move the view again, whichever section took them."""
+        for section in (self.similarity, *self.views):
+            section.leave()
+
+    def toggle_grid(self) -> None:
+        """Switch between the pictures that were drawn last, side by side, and the scan."""
+        self.toggles_grid()
 
     def suggest_model(self) -> None:
         """Use the newest run that has a model, as long as nothing else was chosen."""
@@ -142,7 +185,7 @@ class ExplorePanel(QWidget):
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802
         """Leave the picking mode with the panel."""
         super().hideEvent(event)
-        self.similarity.leave()
+        self.leave_picking()
 
     def _build(self) -> None:
         self.scan_box = combo("Scan")
@@ -158,6 +201,7 @@ class ExplorePanel(QWidget):
         self.compute_button = button(
             "Compute features", self.compute_features, "Let the model look at every patch of the scan; needed once."
         )
+        self.load_button = button("Load model", self.load, "See what this model can show besides features.")
         self.cancel_button = button("Cancel", self.cancel, "Stop what the model process does now.")
         self.progress = QProgressBar()
         self.progress.setAccessibleName("Progress of the model process")
@@ -169,11 +213,13 @@ class ExplorePanel(QWidget):
         self.attention = AttentionSection(self)
         page = Page()
         page.column.addLayout(form)
-        page.column.addWidget(button_row(self.compute_button, self.cancel_button))
+        page.column.addWidget(button_row(self.compute_button, self.load_button, self.cancel_button))
         for widget in (self.progress, self.notice, self.summary):
             page.column.addWidget(widget)
         for section in (self.similarity, self.embedding, self.masking, self.attention):
             page.column.addWidget(section)
+        self._column = QVBoxLayout()
+        page.column.addLayout(self._column)
         page.column.addStretch(1)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -181,15 +227,48 @@ class ExplorePanel(QWidget):
 
     def _on_ended(self) -> None:
         self._job = None
+        for section in self.views:
+            section.drawing = False
         self._refresh()
 
     def _finish(self, then: Callable[[dict[str, Any]], None], values: dict[str, Any]) -> None:
         self.notice.clear()
         self.summary.setText(str(values.get("summary", "")))
+        self._offer_views(ModelFacts(values["method"], values["kind"], values["task"]))
         try:
             then(values)
         except Med3dError as error:
             self.notice.say("error", str(error))
+        self._go_on()
+
+    def _give_up(self, kind: str, sentence: str) -> None:
+        self.notice.say(kind, sentence)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Draw what was asked for while the model process was at work."""
+        for section in self.views:
+            if section.wanted:
+                section.draw()
+
+    def _offer_views(self, facts: ModelFacts | None) -> None:
+        """Sections for what a model can show; those of the last model stay when it can show the same."""
+        if facts == self._facts:
+            return
+        self._facts = facts
+        for section in self.views:
+            section.leave()
+            section.setParent(None)
+            section.deleteLater()
+        method = methods().get(facts.method) if facts else None
+        suitable = [one for one in method.views if facts and one.suits(facts.kind, facts.task)] if method else []
+        for view in suitable:
+            self._maps.setdefault(view.name, PictureLayers(self.viewer, f" · {view.name}", grid=()))
+        self.views = [ViewSection(self, view, self._maps[view.name]) for view in suitable]
+        for section in self.views:
+            self._column.addWidget(section)
+        self.masking.setVisible(method is None or "mask_ratio" in method.config.model_fields)
+        self._refresh()
 
     def _keep_features(self, values: dict[str, Any]) -> None:
         self.features = Features(values["tokens"], values["geometry"], values["body"], values["index"])
@@ -234,18 +313,23 @@ class ExplorePanel(QWidget):
         if self.model.source != source:
             self.model.choose(source)
         self.summary.setText("")
+        self._offer_views(model_facts(source))
         self._forget_features()
 
     def _forget_features(self) -> None:
         self.features = None
-        self.similarity.leave()
+        self.leave_picking()
         self.similarity.forget()
+        for section in self.views:
+            section.forget()
         self._refresh()
 
     def _refresh(self) -> None:
         """Show only what can be done now."""
         ready = self.scan is not None and bool(self.state.model)
         self.compute_button.setEnabled(ready and not self.busy)
+        self.load_button.setVisible(ready and self._facts is None)
+        self.load_button.setEnabled(not self.busy)
         self.cancel_button.setVisible(self.busy)
         self.progress.setVisible(self.busy)
         if not self.busy:
@@ -258,6 +342,8 @@ class ExplorePanel(QWidget):
             section.allow(self.features is not None and not self.busy)
         for section in (self.masking, self.attention):
             section.allow(ready and not self.busy)
+        for section in self.views:
+            section.allow(ready)
 
     def _disconnect(self, state: State) -> None:
         try:

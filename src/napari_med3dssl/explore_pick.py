@@ -22,6 +22,7 @@ Voxel = tuple[int, int, int]
 LIVE_S = 1 / 15
 """Shortest time between two updates while dragging."""
 POSITIVE, NEGATIVE = "#56b4e9", "#e69f00"
+BANNER = "Click: pick · Shift: add · Ctrl: exclude · Esc: leave"
 
 
 @dataclass
@@ -42,10 +43,13 @@ class PickMode:
         viewer: the viewer.
         changed: called with the seeds after each change.
         left: called when the user left the mode with Esc.
+        banner: what the canvas says while the mode is on.
     """
 
-    def __init__(self, viewer: Any, changed: Callable[[Seeds], None], left: Callable[[], None]) -> None:
-        self._viewer, self._changed, self._left = viewer, changed, left
+    def __init__(
+        self, viewer: Any, changed: Callable[[Seeds], None], left: Callable[[], None], banner: str = BANNER
+    ) -> None:
+        self._viewer, self._changed, self._left, self._banner = viewer, changed, left, banner
         self._layer: Any = None
         self._escape: Any = None
         self.seeds = Seeds()
@@ -64,7 +68,7 @@ class PickMode:
         self._viewer.layers.selection.events.active.connect(self._show_cursor)
         self._escape = self._viewer.bind_key("Escape", lambda _: self._left(), overwrite=True)
         self._show_cursor()
-        self._show_banner("Click: pick · Shift: add · Ctrl: exclude · Esc: leave")
+        self._show_banner(self._banner)
 
     def leave(self) -> None:
         """Give mouse, cursor and Esc back; the seeds stay."""

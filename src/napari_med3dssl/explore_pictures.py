@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -15,7 +16,9 @@ Picture = Mapping[str, Any]
 """What the model process sends: `name`, `array`, `geometry` (of the array's own grid), `role`, `limits` or None."""
 
 GRID_OF_FOUR = ("original", "masked", "reconstruction", "error")
-SAME_CONTRAST = ("original", "masked", "reconstruction")
+"""Pictures of a masked reconstruction."""
+_hidden: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
+"""Layers of each viewer that a grid hid, shown again when the last grid goes."""
 
 
 class PictureLayers:
@@ -24,12 +27,13 @@ class PictureLayers:
     Args:
         viewer: the viewer.
         suffix: put behind each name, to tell the results of several panels apart.
+        grid: names of the pictures in the grid, at most four; empty takes the first four that are shown.
     """
 
-    def __init__(self, viewer: Any, suffix: str = "") -> None:
-        self._viewer, self._suffix = viewer, suffix
+    def __init__(self, viewer: Any, suffix: str = "", grid: Sequence[str] = GRID_OF_FOUR) -> None:
+        self._viewer, self._suffix, self._grid = viewer, suffix, tuple(grid)
         self._layers: dict[str, Any] = {}
-        self._hidden: list[Any] = []
+        self._roles: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Any:
         """Layer of a picture, or None when it was never shown or was removed by the user."""
@@ -46,24 +50,27 @@ class PictureLayers:
 
     def link_contrast(self) -> None:
         """Let the pictures in the scan's own units share their contrast limits and gamma."""
-        layers = [self[name] for name in SAME_CONTRAST if self[name] is not None]
+        layers = [self[name] for name, role in self._roles.items() if role == "image" and self[name] is not None]
         if len(layers) > 1:
             self._viewer.layers.link_layers(layers, ("contrast_limits", "gamma"))
 
     @property
     def in_grid(self) -> bool:
         """Whether the viewer shows these layers side by side now."""
-        return bool(_compat.grid(self._viewer).enabled) and any(self[name] is not None for name in GRID_OF_FOUR)
+        return bool(_compat.grid(self._viewer).enabled) and any(layer.visible for layer in self._in_grid())
 
     def to_grid(self, on: bool = True) -> None:
         """Show the four pictures side by side, hiding all other layers, or put everything back as it was."""
-        four = [self[name] for name in GRID_OF_FOUR if self[name] is not None]
+        four = self._in_grid()
         grid = _compat.grid(self._viewer)
         if on and four:
             if not grid.enabled:
-                self._hidden = [layer for layer in self._viewer.layers if layer.visible and layer not in four]
+                ours = set(self._layers.values())
+                _hidden[self._viewer] = [one for one in self._viewer.layers if one.visible and one not in ours]
             for layer in self._viewer.layers:
                 layer.visible = layer in four
+                if layer not in four:
+                    _compat.show_name(layer, False)
             for layer in four:
                 _compat.show_name(layer)
             grid.shape, grid.stride = (2, 2), 1
@@ -74,14 +81,18 @@ class PictureLayers:
             for layer in four:
                 _compat.show_name(layer, False)
                 layer.visible = False
-            for layer in self._hidden:
+            for layer in _hidden.pop(self._viewer, []):
                 layer.visible = True
-            self._hidden = []
             self._viewer.reset_view()
+
+    def _in_grid(self) -> list[Any]:
+        names = self._grid or tuple(self._layers)[:4]
+        return [self[name] for name in names if self[name] is not None]
 
     def _show_one(self, picture: Picture) -> Any:
         made = layer_of(picture, picture["name"] + self._suffix)
         layer = self[picture["name"]]
+        self._roles[picture["name"]] = picture["role"]
         if layer is not None and _same_grid(layer, made):
             layer.data = made[0]
             layer.metadata = made[1]["metadata"]

@@ -127,6 +127,8 @@ class SimilaritySection(ExploreSection):
 
     def _toggled(self) -> None:
         if self.pick_button.isChecked() and self.panel.scan is not None:
+            self.panel.leave_picking()
+            self.pick_button.setChecked(True)
             self._pick.enter(self.panel.scan)
         else:
             self.leave()
@@ -291,6 +293,7 @@ class MaskingSection(ExploreSection):
             self._maps.link_contrast()
             self._maps.to_grid()
         self.grid_button.setEnabled(True)
+        self.panel.toggles_grid = self.toggle_grid
         self.error.setText(
             f"Mean absolute error in hidden patches: {values['error']:.3g} {values['unit']}.".replace(" .", ".")
         )
@@ -300,7 +303,7 @@ class AttentionSection(ExploreSection):
     """Where the class token looks."""
 
     def __init__(self, panel: ExplorePanel) -> None:
-        tip = "Where the model looks to summarise the scan: attention of its class token to each patch."
+        tip = "Where the model looks to summarise the scan: attention of its class (or start) token to each patch."
         super().__init__(panel, "Class attention", tip, folded=True, needs="Choose a scan and a model first.")
         self._maps = PictureLayers(panel.viewer)
         self.block = QSpinBox()

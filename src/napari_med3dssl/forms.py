@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QFormLayout, QLabel, QVBoxLayout, QWidget
 
-from napari_med3dssl._fields import Editor, editor_for
+from napari_med3dssl._fields import Bounds, Editor, editor_for
 from napari_med3dssl._widgets import SIGNS, Section, tooltip, wrapping
 from training_backend.config import ConfigModel
 from training_backend.errors import ConfigError
@@ -123,7 +123,7 @@ class Form(QWidget):
 
     def _row(self, name: str, info: Any, hints: dict[str, Any]) -> tuple[QLabel, QWidget]:
         title = str(hints.get("label") or label_of(name, str(hints.get("unit", ""))))
-        editor = editor_for(info.annotation, title)
+        editor = editor_for(info.annotation, title, str(hints.get("widget", "")), _bounds(info))
         editor.setObjectName(self._join(name))
         described = str(info.description or "")
         for widget in (editor, editor.focusProxy()):
@@ -190,6 +190,12 @@ def _mistake_label(name: str) -> QLabel:
 def _hints(info: Any) -> dict[str, Any]:
     extra = info.json_schema_extra
     return dict(extra.get("ui", {})) if isinstance(extra, dict) else {}
+
+
+def _bounds(info: Any) -> Bounds:
+    """Least and largest value that a field accepts, where it says so and includes them."""
+    found = {key: getattr(rule, key) for rule in info.metadata for key in ("ge", "le") if hasattr(rule, key)}
+    return found.get("ge"), found.get("le")
 
 
 def _is_constant_name(name: str, path: str) -> bool:

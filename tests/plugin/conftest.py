@@ -14,9 +14,12 @@ from qtpy.QtWidgets import QWidget
 
 from napari_med3dssl import _work
 from napari_med3dssl._state import State, state_of
+from napari_med3dssl.explore import ExplorePanel
+from tests.plugin.explore_kit import work_done
 from training_backend.config import IngestConfig
 from training_backend.data.ingest import ingest
 from training_backend.data.phantoms import write_cohort
+from training_backend.jobs.client import ServeClient
 
 
 @pytest.fixture
@@ -26,6 +29,37 @@ def state(qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     viewer = ViewerModel()
     yield state_of(viewer)
     _work.wait_all()
+
+
+@pytest.fixture(scope="module")
+def client(source_path: None) -> Iterator[ServeClient]:
+    """One model process for all tests of a file, which saves starting torch each time."""
+    client = ServeClient("cpu")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def window_state(
+    make_napari_viewer: Callable[..., Any], client: ServeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[State]:
+    """State of a real window, with a model process."""
+    monkeypatch.setenv("MED3DSSL_RUNS", str(tmp_path / "runs"))
+    state = state_of(make_napari_viewer(show=True))
+    state._client = client
+    yield state
+    _work.wait_all()
+
+
+@pytest.fixture
+def panel(window_state: State, qtbot: Any) -> Iterator[ExplorePanel]:
+    """The Explore panel, docked."""
+    panel = ExplorePanel(window_state)
+    dock = window_state.viewer.window.add_dock_widget(panel, name="Explore", area="right")
+    work_done(qtbot)
+    yield panel
+    panel.leave_picking()
+    window_state.viewer.window.remove_dock_widget(dock)
 
 
 @pytest.fixture(scope="session")

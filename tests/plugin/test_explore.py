@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +11,17 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QAbstractSlider, QLabel, QPushButton, QScrollBar, QWidget
 
-from napari_med3dssl import _compat, _work
+from napari_med3dssl import _compat
 from napari_med3dssl._layers import add, geometry_of, labels_layer, volume_layer
-from napari_med3dssl._state import State, state_of
+from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Section
 from napari_med3dssl.explore import EMPTY_MODEL, EMPTY_SCAN, ExplorePanel
 from napari_med3dssl.explore_maths import token_at
+from tests.plugin.explore_kit import click, finish, work_done
 from training_backend.config.presets import pretrain_config
 from training_backend.config.registry import method
 from training_backend.data.phantoms import Phantom, oblique, thorax_ct
 from training_backend.data.prepare import InputProfile
-from training_backend.jobs.client import ServeClient
 
 pytestmark = pytest.mark.gl
 
@@ -52,36 +50,9 @@ def phantom() -> Phantom:
     return thorax_ct(3, (19, 34, 26))
 
 
-@pytest.fixture(scope="module")
-def client(repository: Path) -> Iterator[ServeClient]:
-    """One model process for all tests, which saves starting torch each time."""
-    before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(repository), str(repository / "src"), before])
-    client = ServeClient("cpu")
-    yield client
-    client.close()
-    os.environ["PYTHONPATH"] = before
-
-
 @pytest.fixture
-def state(
-    make_napari_viewer: Callable[..., Any], client: ServeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[State]:
-    monkeypatch.setenv("MED3DSSL_RUNS", str(tmp_path / "runs"))
-    state = state_of(make_napari_viewer(show=True))
-    state._client = client
-    yield state
-    _work.wait_all()
-
-
-@pytest.fixture
-def panel(state: State, qtbot: Any) -> Iterator[ExplorePanel]:
-    panel = ExplorePanel(state)
-    dock = state.viewer.window.add_dock_widget(panel, name="Explore", area="right")
-    _work_done(qtbot)
-    yield panel
-    panel.similarity.leave()
-    state.viewer.window.remove_dock_widget(dock)
+def state(window_state: State) -> State:
+    return window_state
 
 
 @pytest.fixture
@@ -101,38 +72,6 @@ def computed(ready: ExplorePanel, qtbot: Any) -> ExplorePanel:
     return ready
 
 
-def finish(panel: ExplorePanel, qtbot: Any) -> None:
-    """Wait for the model process to answer."""
-    qtbot.waitUntil(lambda: not panel.busy, timeout=60_000)
-
-
-def _work_done(qtbot: Any) -> None:
-    qtbot.waitUntil(lambda: not _work._running)
-    qtbot.wait(1)
-
-
-def click(panel: ExplorePanel, voxel: tuple[int, int, int], *modifiers: str, drag_to: Any = None) -> None:
-    """A click on a voxel of the scan, as the canvas would announce it."""
-    viewer, layer = panel.viewer, panel.scan
-    event = SimpleNamespace(
-        type="mouse_press",
-        button=1,
-        modifiers=[SimpleNamespace(name=name) for name in modifiers],
-        position=layer.data_to_world(voxel),
-        dims_displayed=list(viewer.dims.displayed),
-        view_direction=None,
-        handled=False,
-    )
-    generators = [callback(viewer, event) for callback in viewer.mouse_drag_callbacks]
-    for step in (drag_to, None) if drag_to else (None,):
-        for generator in generators:
-            next(generator, None)
-        event.type = "mouse_move" if step else "mouse_release"
-        event.position = layer.data_to_world(step or voxel)
-    for generator in generators:
-        next(generator, None)
-
-
 def similarity_of(panel: ExplorePanel) -> Any:
     return panel.viewer.layers["similarity"]
 
@@ -150,7 +89,7 @@ def test_scans_are_offered_and_our_own_maps_are_not(computed: ExplorePanel, phan
     add(viewer, labels_layer(phantom.labels.array, phantom.labels.geometry, "organs", phantom.classes))
     viewer.add_image(np.zeros((4, 5, 6)), name="foreign", units="mm", axis_labels=("z", "y", "x"))
     computed.embedding.show_map()
-    _work_done(qtbot)
+    work_done(qtbot)
     names = [computed.scan_box.itemText(index) for index in range(computed.scan_box.count())]
     assert names == [phantom.volume.name, "foreign (geometry from the layer)"]
     viewer.layers.remove(computed.scan)
@@ -306,7 +245,7 @@ def test_contrast_and_labels(computed: ExplorePanel) -> None:
 
 def test_embedding_map(computed: ExplorePanel, qtbot: Any) -> None:
     computed.embedding.show_button.click()
-    _work_done(qtbot)
+    work_done(qtbot)
     layer = computed.viewer.layers["embedding"]
     assert layer.data.shape == (5, 9, 7, 4)
     np.testing.assert_array_equal(layer.data[..., 3] > 0, computed.features.body)
@@ -314,7 +253,7 @@ def test_embedding_map(computed: ExplorePanel, qtbot: Any) -> None:
     first = layer.data.copy()
     computed.embedding.body_only.setChecked(False)
     computed.embedding.show_button.click()
-    _work_done(qtbot)
+    work_done(qtbot)
     assert computed.viewer.layers["embedding"] is layer
     assert not np.array_equal(layer.data, first)
 
@@ -410,7 +349,7 @@ def test_a_closed_panel_gives_its_keys_back(state: State, qtbot: Any) -> None:
     for _ in range(2):
         panel = ExplorePanel(state)
         dock = viewer.window.add_dock_widget(panel, name="Explore", area="right")
-        _work_done(qtbot)
+        work_done(qtbot)
         assert "Alt+X" in {str(key) for key in viewer.keymap}
         viewer.window.remove_dock_widget(dock)
         panel.deleteLater()

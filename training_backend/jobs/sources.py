@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,36 @@ class WeightsSource:
     page: str = ""
     downloadable: bool = False
     kind: str = "zoo"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What decides how a model can be shown.
+
+    Attributes:
+        method: name of its method.
+        kind: "pretrain", "encoder" or "finetune".
+        task: name of its task, or None.
+    """
+
+    method: str
+    kind: str
+    task: str | None = None
+
+
+def model_facts(source: str) -> ModelFacts | None:
+    """What the card of a run or model folder says, without reading weights; None where only the weights tell."""
+    path = Path(source)
+    card = (path if path.is_dir() else path.parent) / "card.json"
+    if not path.is_dir() and not (path.is_file() and path.name == "model.safetensors"):
+        return None
+    try:
+        told = json.loads(card.read_text(encoding="utf-8"))
+        config = told["config"]
+        task = (config.get("task") or {}).get("name")
+        return ModelFacts(config["method"]["name"], told.get("kind", config.get("kind", "pretrain")), task)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def run_sources(kind: str = "") -> list[WeightsSource]:
