@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from training_backend.config import ConfigModel, RunConfig, merged
 from training_backend.config.presets import PRESETS, finetune_config, pretrain_config
+from training_backend.config.recipes import PRESET as RECIPE_PRESET
+from training_backend.config.recipes import recipe as find_recipe
+from training_backend.config.recipes import recipe_config
 from training_backend.config.registry import methods, tasks
 from training_backend.errors import ConfigError
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
     """Parse the flags of ``med3dssl pretrain`` or ``finetune`` and run it.
 
-    The choice of method, task, preset, dataset and ``--config`` file decides the defaults of all other flags, so it is
+    The choice of method, task, preset or recipe, dataset and ``--config`` file decides the defaults of all other flags, so it is
     read first.
     """
     import tyro
@@ -35,12 +38,17 @@ def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
         method: str = base.method.name,
         task: str = base.task.name if base.task else "",
         preset: str = base.preset,
+        recipe: str = base.recipe,
         config: Path | None = None,
         detach: bool = False,
     ) -> RunReport:
-        changes = {**settings.model_dump(), "kind": kind, "preset": preset}
+        changes = {**settings.model_dump(), "kind": kind, "preset": preset, "recipe": recipe}
         changes["data"]["dataset"] = data
         run = RunConfig.parse(changes)
+        if recipe:
+            from training_backend.data.fits import check_fit
+
+            check_fit(find_recipe(recipe), data)
         return train(run, output, detach=detach)
 
     command.__doc__ = _HELP.format(
@@ -68,6 +76,7 @@ Args:
     method: Self-supervised method: {methods}.
     task: Downstream task (fine-tuning only): {tasks}.
     preset: Starting point of all settings: {presets}.
+    recipe: Published settings for one public dataset, in place of a preset (fine-tuning only): med3dssl recipes list.
     config: YAML file with settings laid over the preset; flags win over it.
     detach: Start in the background and return at once.
 """
@@ -75,7 +84,7 @@ Args:
 
 def _defaults(kind: str, arguments: Sequence[str]) -> RunConfig:
     """The configuration before flags: preset, then the ``--config`` file."""
-    chosen = {name: _peek(arguments, name) for name in ("method", "task", "preset", "config")}
+    chosen = {name: _peek(arguments, name) for name in ("method", "task", "preset", "config", "recipe")}
     from_file = _from_file(chosen["config"]) if chosen["config"] else {}
     method = chosen["method"] or (from_file.get("method") or {}).get("name", "mae3d")
     task = chosen["task"] or (from_file.get("task") or {}).get("name", "segmentation")
@@ -84,10 +93,31 @@ def _defaults(kind: str, arguments: Sequence[str]) -> RunConfig:
     preset = chosen["preset"] or from_file.get("preset", "small")
     changes = {key: value for key, value in from_file.items() if key not in ("kind", "preset")}
     dataset = Path()
+    if chosen["recipe"]:
+        return _by_recipe(kind, chosen, arguments, changes)
     if kind == "pretrain":
         return pretrain_config(method, preset if preset in PRESETS else "small", dataset, changes)
     base = finetune_config(task, preset if preset in PRESETS else "small", dataset, method)
     return RunConfig.parse(merged(base.model_dump(), changes))
+
+
+def _by_recipe(kind: str, chosen: dict[str, str], arguments: Sequence[str], changes: dict[str, Any]) -> RunConfig:
+    """A recipe's configuration; it decides task and preset, and the method where none is given."""
+    from training_backend.data.fits import contrasts_of
+
+    found = find_recipe(chosen["recipe"])
+    if kind == "pretrain":
+        raise ConfigError("Recipes are for fine-tuning.", f"Give --recipe {found.name} to med3dssl finetune.")
+    clash = {"task": found.task, "preset": RECIPE_PRESET, "method": found.system}
+    for name, decided in clash.items():
+        if chosen[name] not in ("", decided):
+            raise ConfigError(
+                f"The recipe {found.name} is for {name} {decided}, but {chosen[name]} was given.",
+                f"Leave out --{name}, or the recipe.",
+            )
+    data, weights = _peek(arguments, "data"), _peek(arguments, "weights") or str(changes.get("weights", ""))
+    contrasts = contrasts_of(Path(data)) if data else ()
+    return recipe_config(found.name, Path(), weights=weights, contrasts=contrasts, changes=changes)
 
 
 def _from_file(file: str) -> dict[str, Any]:

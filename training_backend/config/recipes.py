@@ -80,9 +80,9 @@ class Recipe(ConfigModel):
     paper: str
     task: Literal["segmentation", "classification", "regression"]
     dataset: DatasetFacts
-    run: dict[str, Any] = {}
+    run: dict[str, Any] = Field(default_factory=dict)
     """Changes to the configuration that the preset "published" gives."""
-    scratch: dict[str, Any] = {}
+    scratch: dict[str, Any] = Field(default_factory=dict)
     """Further changes where a run starts from random weights."""
     notes: tuple[Note, ...] = ()
 

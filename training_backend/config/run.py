@@ -32,6 +32,8 @@ class RunConfig(ConfigModel):
     """pretrain learns an encoder without labels; finetune puts a task on an encoder."""
     preset: str = Field("custom", json_schema_extra=ui(hidden=True))
     """The preset that the settings started from."""
+    recipe: str = Field("", json_schema_extra=ui(hidden=True))
+    """The recipe that the settings of a fine-tuning run started from, if any."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Every random choice of the run is a function of this number."""
     weights: str = Field("", json_schema_extra=ui(widget="weights"))

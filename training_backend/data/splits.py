@@ -39,6 +39,34 @@ def assign_splits(
     return result
 
 
+def fold_splits(cases: Sequence[CaseRecord], folds: int, fold: int, seed: int) -> list[CaseRecord]:
+    """Cases with the subjects of one fold in val and those of the others in train; test and unlabelled ones stay.
+
+    Args:
+        cases: of a dataset, in any order; other sessions of a subject share its fold.
+        folds: number of folds; the subjects of train and val are dealt to them evenly.
+        fold: number of the fold for val, from 0.
+        seed: of the deal, which depends on the subjects' names alone.
+
+    Raises:
+        ConfigError: a fold that does not exist, or fewer subjects than folds.
+    """
+    if not 0 <= fold < folds or folds < 2:
+        raise ConfigError(f"There is no fold {fold} of {folds}.", "Give at least 2 folds, and a fold from 0.")
+    kept = {case.subject for case in cases if case.split in ("test", "unlabelled")}
+    free = sorted({case.subject for case in cases} - kept)
+    if len(free) < folds:
+        raise ConfigError(f"{len(free)} subjects cannot be dealt to {folds} folds.", "Ask for fewer folds.")
+    order = np.random.default_rng([seed, 37]).permutation(len(free))
+    held_out = {free[index] for index in order[fold::folds]}
+    return [
+        case
+        if case.subject in kept
+        else case.model_copy(update={"split": "val" if case.subject in held_out else "train"})
+        for case in cases
+    ]
+
+
 def _splits(count: int, shares: tuple[float, float, float]) -> list[Split]:
     """`count` splits in the shares asked for; val and test get at least one each, where train keeps one."""
     total = sum(shares)
