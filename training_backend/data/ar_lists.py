@@ -1,7 +1,7 @@
 """The files of the published pre-processing of AR-SSL4M: ``.npy`` crops, and lists that name them.
 
-``train_patch_spatial.txt`` has one crop per line; ``train_patch_contrast.txt`` and ``train_patch_semantic.txt`` have one
-sequence per line, its crops separated by commas. Paths are absolute, or relative to the list or the folder above it.
+``train_patch_spatial.txt`` has one crop per line; ``train_patch_contrast.txt`` and ``train_patch_semantic.txt`` have
+one sequence per line, its crops separated by commas. Paths are absolute, or relative to the list or the folder above it.
 Crops are float arrays along (x, y, z), already within [0, 1]; here they are turned as if x grew towards Right and y
 towards Anterior, so that a network that turns its input to that frame sees exactly the published array.
 """
@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -248,11 +248,11 @@ def _exists(path: str) -> bool:
     return name in _names_in(folder)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _names_in(folder: str) -> frozenset[str]:
     """Names in a folder, read once: asking for each file by itself takes minutes on network disks."""
     try:
-        return frozenset(os.listdir(folder))
+        return frozenset(place.name for place in Path(folder).iterdir())
     except OSError:
         return frozenset()
 

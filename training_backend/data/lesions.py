@@ -5,8 +5,8 @@ Read are ``DL_info.csv`` of DeepLesion, as it is published, and any CSV with the
 - `case` (or `path`, `image`, `file`): id of the case, or its file;
 - `type` (or `class`, `label`): kind of lesion;
 - the place along (z, y, x) = (towards Superior, Posterior, Left), as a centre `z`, `y`, `x` or a box `z0`, `z1`, `y0`,
-  `y1`, `x0`, `x1`, in voxels of the scan as it is shown (from 0); or ``z_mm`` ... ``x1_mm`` in millimetres of the patient
-  space of the file;
+  `y1`, `x0`, `x1`, in voxels of the scan as it is shown (from 0); or ``z_mm`` ... ``x1_mm`` in millimetres of the
+  patient space of the file;
 - `patient` (or `subject`), if the dataset does not tell who is who.
 """
 

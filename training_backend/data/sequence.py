@@ -1,5 +1,4 @@
-"""Sequences of AR-SSL4M: views glued from slabs along z (Wang et al. 2025, "Autoregressive Sequence Modeling for 3D
-Medical Image Representation").
+"""Sequences of AR-SSL4M (Wang et al., AAAI 2025): views glued from slabs along z.
 
 Drawing is apart from reading: a `Recipe` says, from a key alone, which boxes of which scans a view is made of; so the
 same view comes out in any process, after any resume, and whatever number of loaders reads.

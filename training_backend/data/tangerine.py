@@ -34,8 +34,11 @@ def window_hu(array: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     return np.asarray((clipped - np.float32(low)) / np.float32(high - low), np.float32)
 
 
-def resample_published(image: sitk.Image, size_xyz: tuple[int, int, int]) -> sitk.Image:
-    """`image` on `size_xyz` voxels by cubic B-splines, origin and direction copied, 0 HU outside, same pixel type."""
+def resample_published(image: sitk.Image, size_xyz: tuple[int, int, int], *, linear: bool = False) -> sitk.Image:
+    """`image` on `size_xyz` voxels, origin and direction copied, 0 HU outside, same pixel type.
+
+    By cubic B-splines as TANGERINE's, or `linear` as AR-SSL4M's.
+    """
     import SimpleITK as sitk
 
     spacing = [n * s / m for n, s, m in zip(image.GetSize(), image.GetSpacing(), size_xyz, strict=True)]
@@ -45,7 +48,7 @@ def resample_published(image: sitk.Image, size_xyz: tuple[int, int, int]) -> sit
     resampler.SetOutputOrigin(image.GetOrigin())
     resampler.SetOutputDirection(image.GetDirection())
     resampler.SetTransform(sitk.Transform())
-    resampler.SetInterpolator(sitk.sitkBSpline)
+    resampler.SetInterpolator(sitk.sitkLinear if linear else sitk.sitkBSpline)
     resampler.SetDefaultPixelValue(0)
     return resampler.Execute(image)
 

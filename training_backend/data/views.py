@@ -54,7 +54,8 @@ class StepViews:
 
     Attributes:
         step: optimiser step they belong to.
-        images: [V, C, D, H, W] stored values, int16, float16 or float32 (sequences: float32 within [0, 1]); V is smaller where cases failed, even 0.
+        images: [V, C, D, H, W] stored values, int16, float16 or float32 (of sequences float32 within [0, 1]); V is
+            smaller where cases failed, even 0.
         labels: [V, D, H, W] uint8 or None.
         padding: [V, D, H, W] bool, or None where no view reaches outside its scan.
         target: [V] or [V, K] float32, or None.
