@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -23,6 +23,9 @@ class TaskConfig(ConfigModel):
 
     name: str
     """Registered name of the task."""
+
+    scans: ClassVar[int] = 1
+    """Scans that the network sees at once, one behind the other in the channels."""
 
 
 class RunConfig(ConfigModel):
@@ -61,3 +64,7 @@ class RunConfig(ConfigModel):
         if (self.kind == "finetune") != (self.task is not None):
             raise ValueError("a fine-tuning run needs a task and a pre-training run has none")
         return self
+
+    def channels(self, per_scan: int | None = None) -> int:
+        """Channels of the network's input: those of a scan (as many as contrasts if not given) times the scans."""
+        return (per_scan or max(1, len(self.data.contrasts))) * (self.task.scans if self.task else 1)

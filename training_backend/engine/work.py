@@ -131,7 +131,7 @@ def build_network(config: RunConfig, method: Method, task: Task | None) -> tuple
 
 
 def _check_channels(config: RunConfig, encoder: Encoder) -> None:
-    given = max(1, len(config.data.contrasts))
+    given = config.channels()
     if encoder.in_channels != given:
         raise ConfigError(
             f"The network takes {encoder.in_channels} channels, but the views have {given}.",

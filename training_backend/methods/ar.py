@@ -239,7 +239,7 @@ def _encoder_settings(run: RunConfig) -> dict[str, Any]:
     return {
         "size": config.trained_size or run.data.size,
         "patch_size": config.patch_size,
-        "in_channels": config.in_channels or max(1, len(run.data.contrasts)),
+        "in_channels": run.channels(config.in_channels),
         "width": width,
         "depth": config.depth or depth,
         "heads": heads,

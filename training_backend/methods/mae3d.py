@@ -218,7 +218,7 @@ def _encoder_settings(run: RunConfig) -> dict[str, Any]:
     return {
         "size": run.data.size,
         "patch_size": config.patch_size,
-        "in_channels": config.in_channels or max(1, len(run.data.contrasts)),
+        "in_channels": run.channels(config.in_channels),
         "width": width,
         "depth": depth,
         "heads": heads,
