@@ -19,9 +19,10 @@ _VOLUME_TASKS = ("classification", "regression")
 
 
 def export(source: str | Path, output: Path) -> Path:
-    """Write a model as the authors do: ``{"model": ...}`` for pre-training, a bare dictionary with a head.
+    """Write a model as the authors of its method do, for their own scripts.
 
-    A segmentation model, for which the authors have no layout, gives its encoder.
+    3D-MAE: ``{"model": ...}`` for pre-training, a bare dictionary with a head. AR-SSL4M: under the key that the script
+    of each task reads. A model with a head that the authors do not have gives its encoder.
 
     Args:
         source: run directory, model folder, or any weights that can be loaded.
@@ -38,7 +39,9 @@ def export(source: str | Path, output: Path) -> Path:
     if found.family.name not in importable():
         raise WeightsError(f"The layout of {title(found.family.name)} checkpoints cannot be written yet.")
     stored: dict[str, Any] = found.tensors
-    if found.config.task is None or found.config.task.name not in _VOLUME_TASKS:
+    if found.family.authored is not None:
+        stored = _authored(found)
+    elif found.config.task is None or found.config.task.name not in _VOLUME_TASKS:
         stored = _wrapped(found)
     stream = io.BytesIO()
     torch.save(stored, stream)
@@ -48,11 +51,21 @@ def export(source: str | Path, output: Path) -> Path:
     return output
 
 
-def _wrapped(found: Source) -> dict[str, Any]:
-    """Pre-training weights, or the encoder of a task that the authors do not know, with the card beside them."""
+def _authored(found: Source) -> dict[str, Any]:
+    """Weights under the names and the key that the authors' scripts read, with the card beside them."""
+    authored = found.family.authored
+    assert authored is not None
+    stored = authored(found.tensors, found.kind, found.config)
+    wrapped = _wrapped(found, whole=stored is not None)
+    key, tensors = stored or authored(wrapped["model"], "encoder", found.config) or ("model", wrapped["model"])
+    return {key: tensors, CARD_KEY: wrapped[CARD_KEY]}
+
+
+def _wrapped(found: Source, whole: bool | None = None) -> dict[str, Any]:
+    """Weights with the card beside them, the `whole` or of a task that the authors do not know the encoder."""
     config, kind, tensors = found.config, found.kind, found.tensors
-    if config.task is not None:
-        encoder = encoder_names(config)
+    if not (config.task is None if whole is None else whole):
+        encoder = {found.family.canonical(name) for name in encoder_names(config)}
         tensors = {name: tensor for name, tensor in tensors.items() if name in encoder}
         config, kind = config.updated({"kind": "pretrain", "task": None}), "encoder"
     card = {"kind": kind, "config": config.model_dump(mode="json"), "profile": found.profile.model_dump(mode="json")}

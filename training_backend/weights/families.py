@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from training_backend.errors import WeightsError
@@ -27,7 +28,14 @@ SIGNATURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         (r"^cls_token$", r"^patch_embed\.proj\.weight$", r"^blocks\.0\.attn\.qkv\.weight$"),
     ),
     "voco": ("VoCo", (r"(swinViT|swin_vit)\.|encoder10\.layer|^encoder\.stages\.0\.0\.convs",)),
-    "ar": ("AR-SSL4M", (r"layers\.0\.self_attn\.q_proj\.weight$", r"layers\.0\.post_attention_layernorm")),
+    "ar": (
+        "AR-SSL4M",
+        (
+            r"layers\.0\.self_attn\.q_proj\.weight$",
+            r"layers\.0\.post_attention_layernorm",
+            r"patchifier\.proj\.weight$",
+        ),
+    ),
     "medcoss": ("MedCoSS", (r"^fused_encoder\.layers\.0\.",)),
     "mg3d": ("MG-3D", (r"^(vision_encoder\.)?layers1\.0\.blocks\.0\.",)),
 }
@@ -54,6 +62,11 @@ def same_shape(name: str, tensor: Tensor, shape: tuple[int, ...], old: RunConfig
     return tensor if tuple(tensor.shape) == shape else None
 
 
+def plain_name(name: str) -> str:
+    """`name` without the prefix that a task gives its encoder."""
+    return name.removeprefix("encoder.")
+
+
 @dataclass(frozen=True)
 class Family:
     """One published layout; names are the published ones throughout, those of an encoder without any prefix.
@@ -62,19 +75,34 @@ class Family:
         name: registered name.
         known: pattern of all names that the published files have.
         essential: encoder names that must be found whatever the share.
+        canonical: name of a tensor in a file, or in a network of ours, without the prefix of the encoder.
         describe: what a file holds, from its tensors, the settings stored beside them, and the user's changes to the
             configuration; None where the authors' files cannot be read.
         fit: a tensor as a network needs it, or None where that makes no sense; called also when shapes agree.
             Arguments: name, tensor, wanted shape, configuration of the file, configuration of the network.
         conflict: why weights of one configuration mean nothing in another although shapes agree, or "".
+        authored: key of the file and tensors under it as the authors write them, from tensors by canonical name, their
+            kind and configuration, or None for a head that the authors do not have; none at all where their names are
+            ours.
     """
 
     name: str
     known: str = ".*"
     essential: tuple[str, ...] = ()
+    canonical: Callable[[str], str] = plain_name
     describe: Callable[[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Any]], Described] | None = None
     fit: Callable[[str, Tensor, tuple[int, ...], RunConfig, RunConfig], Tensor | None] = same_shape
     conflict: Callable[[RunConfig, RunConfig], str] = lambda old, new: ""
+    authored: Callable[[Mapping[str, Tensor], str, RunConfig], tuple[str, dict[str, Tensor]] | None] | None = None
+
+    def named(self, tensors: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
+        """`tensors` by canonical name, or a `WeightsError` if two of them would be the same."""
+        found = {self.canonical(name): tensor for name, tensor in tensors.items()}
+        if len(found) != len(tensors):
+            names = sorted(tensors, key=self.canonical)
+            first, second = next(pair for pair in pairwise(names) if len({self.canonical(each) for each in pair}) == 1)
+            raise WeightsError(f"{file} holds two encoders: {first} and {second} are the same part of a network.")
+        return found
 
 
 def family(name: str) -> Family:

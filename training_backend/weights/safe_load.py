@@ -27,6 +27,10 @@ TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 WRAPPERS = ("model", "model_state", "state_dict", "model_state_dict", "net", "network_weights")
 PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "encoder.")
 """Stripped, repeatedly, when every key begins with it."""
+_INSIDE = re.compile(
+    r"(?<=\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.|^_checkpoint_wrapped_module\."
+)
+"""What PyTorch puts into names where it shards, recomputes or compiles a part of a network."""
 
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -232,7 +236,11 @@ def _unwrapped(value: Any, metadata: Mapping[str, str], path: Path) -> Checkpoin
             f"{path.name} holds one {type(value).__name__}, not named tensors.", "Choose a checkpoint file."
         )
     wrapper = next((key for key in WRAPPERS if isinstance(value.get(key), Mapping) and _tensors(value[key], path)), "")
-    tensors, prefix = strip_prefixes(_tensors(value[wrapper] if wrapper else value, path))
+    outer, prefix = strip_prefixes(_tensors(value[wrapper] if wrapper else value, path))
+    tensors, inner = strip_prefixes({_INSIDE.sub("", key): tensor for key, tensor in outer.items()})
+    prefix += inner
+    if len(tensors) != len(outer):
+        raise WeightsError(f"{path.name} holds parts of its network twice, wrapped and unwrapped.")
     if not tensors:
         raise WeightsError(f"{path.name} holds no tensors.", f"Its keys are {', '.join(map(str, list(value)[:8]))}.")
     beside = {str(key): entry for key, entry in value.items() if wrapper and key != wrapper}

@@ -107,7 +107,7 @@ def _with_card(text: str, tensors: Mapping[str, Tensor], name: str, changes: Map
     config = RunConfig.parse(merged(card["config"], dict(changes)), where=f"card of {name}")
     profile = InputProfile.parse(card["profile"], where=f"card of {name}")
     importer = replace(family(find_method(config.method.name).family), known=".*")  # any head may be in it
-    published = {key.removeprefix("encoder."): value for key, value in tensors.items()}
+    published = importer.named(tensors, name)
     return Source(name, importer, str(card.get("kind", config.kind)), config, profile, published, card)
 
 
@@ -119,7 +119,8 @@ def _exact(path: Path) -> dict[str, Tensor]:
 
 def _foreign(checkpoint: Checkpoint, found: Family, name: str, changes: dict[str, Any]) -> Source:
     assert found.describe is not None  # `identified` gives only importers
-    described = found.describe(checkpoint.tensors, checkpoint.extras, changes)
+    tensors = found.named(checkpoint.tensors, name)
+    described = found.describe(tensors, checkpoint.extras, changes)
     config = described.config
     profile = InputProfile.of(config, DatasetInfo(name=found.name, crop_body=False))
     entry = zoo.entry(name) if name.startswith(zoo.PREFIX) else None
@@ -132,4 +133,4 @@ def _foreign(checkpoint: Checkpoint, found: Family, name: str, changes: dict[str
         "citation": entry.citation if entry else find_method(config.method.name).card.paper,
         "notes": list(described.notes),
     }
-    return Source(name, found, described.kind, config, profile, checkpoint.tensors, card, described.notes)
+    return Source(name, found, described.kind, config, profile, tensors, card, described.notes)

@@ -17,8 +17,6 @@ from training_backend.weights.source import Source, open_source
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_ENCODER = "encoder."
-
 
 def init_from(
     module: nn.Module, source: str | Path, config: RunConfig, *, changes: Mapping[str, Any] | None = None
@@ -53,11 +51,11 @@ def transfer(module: nn.Module, source: Source, config: RunConfig, *, encoder_on
         WeightsError: less than 90 % of the encoder, or none of an essential part, was found; nothing was copied then.
     """
     own = module.state_dict()
-    encoder = encoder_names(config)
+    encoder = {source.family.canonical(name) for name in encoder_names(config)}
     taken: dict[str, Tensor] = {}
     fates: dict[str, list[Any]] = {fate: [] for fate in ("matched", "resized", "missing", "mismatched")}
     for name, tensor in own.items():
-        published = name.removeprefix(_ENCODER)
+        published = source.family.canonical(name)
         given = source.tensors.get(published)
         if given is None or (encoder_only and published not in encoder):
             fates["missing"].append(published)
@@ -71,7 +69,7 @@ def transfer(module: nn.Module, source: Source, config: RunConfig, *, encoder_on
         fates["matched"].append(published)
         if fitted is not given:
             fates["resized"].append(shapes)
-    report = _report(source, fates, encoder & {name.removeprefix(_ENCODER) for name in own})
+    report = _report(source, fates, encoder & {source.family.canonical(name) for name in own})
     report.checked(source.family.essential, _reason(source.config, config))
     module.load_state_dict(taken, strict=False)
     return report
