@@ -1,7 +1,7 @@
 """The files of the published pre-processing of AR-SSL4M: ``.npy`` crops, and lists that name them.
 
 ``train_patch_spatial.txt`` has one crop per line; ``train_patch_contrast.txt`` and ``train_patch_semantic.txt`` have
-one sequence per line, its crops separated by commas. Paths are absolute, or relative to the list or the folder above it.
+one sequence per line, its crops separated by commas. Paths are absolute, or relative to the list or the folder above.
 Crops are float arrays along (x, y, z), already within [0, 1]; here they are turned as if x grew towards Right and y
 towards Anterior, so that a network that turns its input to that frame sees exactly the published array.
 """
