@@ -91,24 +91,102 @@ def data_ingest(
         return ingest(list(paths), output, config, name=name, progress=progress)
 
 
-def data_prepare(
-    recipe: Literal["tangerine"], paths: tuple[Path, ...], output: Path, size: int = 256, keep_aspect: bool = False
-) -> PrepareReport:
-    """Write scans the way a published system expects them, for use with the authors' own tools.
+def data_split(folder: Path, folds: int = 5, fold: int = 0, seed: int = 0) -> Table:
+    """Cut validation cases from the training cases of a dataset, by subject; its test cases stay what they are.
 
     Args:
-        recipe: tangerine: whole CT on a cube of `size` voxels, [-1200, 800] HU to [0, 1], .npz files and their list.
-        paths: CT files or DICOM folders.
-        output: Folder to write into.
-        size: Voxels per axis.
-        keep_aspect: Pad with air in place of stretching each axis.
+        folder: Dataset.
+        folds: Into how many parts the subjects of train and val are dealt.
+        fold: Which part becomes val, counted from 0; the others become train.
+        seed: Of the deal.
     """
+    from training_backend.data.dataset import Dataset
+    from training_backend.data.splits import fold_splits
+
+    dataset = Dataset.open(folder)
+    for case in fold_splits(list(dataset.records.values()), folds, fold, seed):
+        dataset.put(case)
+    dataset.save()
+    table = Table(("split", "cases"))
+    for split in ("train", "val", "test", "unlabelled"):
+        table.add(split, len(dataset.cases(split=split)))  # type: ignore[arg-type]
+    return table
+
+
+def data_prepare(
+    recipe: Literal["tangerine", "nodulemnist3d", "ricord"],
+    paths: tuple[Path, ...],
+    output: Path,
+    size: int | None = None,
+    keep_aspect: bool = False,
+    labels: Path | None = None,
+    truncate: bool = False,
+    raw_window: bool = False,
+) -> PrepareReport | IngestReport:
+    """Bring public data into the form that a published system expects.
+
+    Args:
+        recipe: tangerine: whole CT on a cube of `size` voxels (256), [-1200, 800] HU to [0, 1], .npz files and their
+            list, for the authors' own tools. nodulemnist3d: a dataset of the MedMNIST file, official splits kept.
+            ricord: a dataset of DICOM folders with a table of labels, in Hounsfield units.
+        paths: CT files or DICOM folders; the one .npz file; the one folder that the table's paths are relative to.
+        output: Folder to write into.
+        size: Voxels per axis (tangerine, and nodulemnist3d with `truncate`, where it is 128).
+        keep_aspect: tangerine: pad with air in place of stretching each axis.
+        labels: ricord: CSV with the columns Path, Label and, if known, Subject and Split.
+        truncate: nodulemnist3d: store interpolated cubes of whole grey levels, as published.
+        raw_window: ricord: window stored values 0 to 1400 in place of Hounsfield units, as published.
+    """
+    if recipe != "tangerine":
+        if len(paths) != 1:
+            what = "the .npz file" if recipe == "nodulemnist3d" else "the folder of the scans"
+            raise ConfigError(f"{recipe} is made from one path, {what}; {len(paths)} were given.")
+        if recipe == "nodulemnist3d":
+            from training_backend.data.prepare_nodules import prepare_nodules
+
+            return prepare_nodules(paths[0], output, size=size or 128, truncate=truncate, progress=_bar("prepare"))
+        from training_backend.data.prepare_ricord import prepare_ricord
+
+        if labels is None:
+            raise ConfigError("ricord needs a table of labels.", "Give --labels FILE.csv with columns Path and Label.")
+        return prepare_ricord(paths[0], labels, output, raw_window=raw_window, progress=_bar("prepare"))
     from tqdm import tqdm
 
     from training_backend.data.tangerine import prepare
 
     with tqdm(total=len(paths), unit="scan", delay=0.5) as bar:
-        return prepare(paths, output, size=size, keep_aspect=keep_aspect, progress=lambda _: bar.update(1))
+        return prepare(paths, output, size=size or 256, keep_aspect=keep_aspect, progress=lambda _: bar.update(1))
+
+
+def recipes_list(system: str = "") -> Table:
+    """List the recipes: for one public dataset each, the settings of a published system.
+
+    Args:
+        system: Only those of this method.
+    """
+    from training_backend.config.recipes import recipes
+
+    table = Table(("recipe", "system", "task", "modality", "channels", "classes", "what"))
+    for name, found in recipes(system).items():
+        facts = found.dataset
+        table.add(name, found.system, found.task, facts.modality, len(facts.channels), len(facts.classes), found.title)
+    return table
+
+
+def recipes_show(recipe: str) -> str:
+    """Show a recipe as YAML, and the commands that follow it.
+
+    Args:
+        recipe: Name in ``med3dssl recipes list``.
+    """
+    from training_backend.config.recipes import recipe as find_recipe
+
+    found = find_recipe(recipe)
+    commands = [f"# {found.ingest_command()}"]
+    if found.dataset.splits.validation == "kfold":
+        commands.append(f"# med3dssl data split DATASET --folds {found.dataset.splits.folds} --fold 0")
+    commands.append(f"# med3dssl finetune --recipe {found.name} --data DATASET --weights WEIGHTS --output RUN")
+    return "\n".join([*commands, found.to_yaml().rstrip()])
 
 
 def predict(
@@ -116,7 +194,7 @@ def predict(
     input: tuple[Path, ...],
     output: Path,
     probabilities: bool = False,
-    overlap: float = 0.5,
+    overlap: float | None = None,
     device: str = "auto",
 ) -> Any:
     """Apply a fine-tuned model to scans; label volumes lie exactly on the grid of each file.
@@ -126,7 +204,7 @@ def predict(
         input: Scans, or one CSV with a column Path for classifiers (the same table comes back with Predictions).
         output: Folder for the results; for a CSV, the CSV to write.
         probabilities: Also write one probability map per class.
-        overlap: Overlap of sliding windows, 0 to 0.9.
+        overlap: Overlap of sliding windows, 0 to 0.9; that of the model when empty.
         device: auto, cpu, cuda or cuda:N.
     """
     if len(input) == 1 and input[0].suffix.lower() == ".csv":

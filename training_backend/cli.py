@@ -24,9 +24,10 @@ COMMANDS = {
     "compare": "runs beside each other, with paired statistics",
 }
 GROUPS = {
-    "data": ("inspect", "ingest", "prepare"),
+    "data": ("inspect", "ingest", "prepare", "split"),
     "weights": ("inspect", "import", "export", "probe-orientation"),
     "zoo": ("list", "download"),
+    "recipes": ("list", "show"),
     "runs": ("list", "show", "resume", "stop", "clone"),
 }
 

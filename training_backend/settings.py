@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
     """Parse the flags of ``med3dssl pretrain`` or ``finetune`` and run it.
 
-    The choice of method, task, preset or recipe, dataset and ``--config`` file decides the defaults of all other flags, so it is
-    read first.
+    The choice of method, task, preset or recipe, dataset and ``--config`` file decides the defaults of all other flags,
+    so it is read first.
     """
     import tyro
 

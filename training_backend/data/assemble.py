@@ -1,0 +1,75 @@
+"""A dataset made from volumes that are computed rather than read: one case after the other, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from training_backend.config.data import IngestConfig
+from training_backend.data.dataset import Dataset, Quarantined
+from training_backend.data.ingest import IngestReport, Progress
+from training_backend.data.manifest import CaseRecord, DatasetInfo
+from training_backend.data.stow import finished, store_volumes
+from training_backend.data.volume import Volume
+from training_backend.errors import DataError, Med3dError, ResourceError
+
+
+@dataclass(frozen=True)
+class Recipient:
+    """A case to be, and how its volume is made."""
+
+    case: CaseRecord
+    make: Callable[[], Volume]
+
+
+def assemble(
+    output: Path,
+    info: DatasetInfo,
+    cases: Iterable[Recipient],
+    total: int,
+    problems: Iterable[Quarantined] = (),
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Store all cases below `output` and write the manifest; what an earlier call finished is kept.
+
+    Args:
+        output: folder of the dataset.
+        info: its facts; the whole volume is stored, at its own spacing.
+        cases: in any order.
+        total: number of cases, for the progress.
+        problems: what is no case, with the reasons.
+        progress: told the share done; answering False stops, and calling again goes on.
+
+    Raises:
+        DataError: no case could be stored.
+        ResourceError: the disk is full.
+    """
+    started, config = time.monotonic(), IngestConfig(crop_body=False)
+    output = Path(output)
+    (output / "store").mkdir(parents=True, exist_ok=True)
+    kept: list[CaseRecord] = []
+    refused = list(problems)
+    resumed, cancelled = 0, False
+    for number, entry in enumerate(cases, 1):
+        done = finished(output, entry.case, config)
+        if done is not None:
+            kept.append(entry.case.model_copy(update={"images": done.images, "store": done.store}))
+            resumed += 1
+        else:
+            try:
+                kept.append(store_volumes(output, entry.case, [entry.make()], None, config))
+            except ResourceError:
+                raise
+            except Med3dError as error:
+                refused.append(Quarantined(entry.case.id, entry.case.images[0].path, "unreadable", str(error)))
+        if progress is not None and progress(number / max(total, 1)) is False:
+            cancelled = True
+            break
+    if not kept:
+        raise DataError(f"No case could be made: {refused[0] if refused else 'the source lists none'}")
+    Dataset(output, info.model_copy(update={"crop_body": False}), kept).save()
+    ids = tuple(sorted(case.id for case in kept))
+    seconds = time.monotonic() - started
+    return IngestReport(output, ids, tuple(refused), resumed=resumed, cancelled=cancelled, seconds=seconds)
