@@ -10,6 +10,7 @@ import numpy as np
 
 from napari_med3dssl import _compat
 from napari_med3dssl._layers import KEY, LayerData, add, labels_layer, picture_layer
+from training_backend.data.manifest import ClassEntry
 from training_backend.data.volume import Geometry
 
 Picture = Mapping[str, Any]
@@ -109,7 +110,10 @@ def layer_of(picture: Picture, name: str) -> LayerData:
     """Layer of one picture."""
     geometry: Geometry = picture["geometry"]
     if picture["role"] == "labels":
-        return labels_layer(picture["array"], geometry, name, picture.get("classes", ()))
+        table = [
+            entry if isinstance(entry, ClassEntry) else ClassEntry(**entry) for entry in picture.get("classes", ())
+        ]
+        return labels_layer(picture["array"], geometry, name, table, **picture.get("facts", {}))
     limits = picture.get("limits")
     return picture_layer(
         picture["array"],

@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any
 
 from training_backend.config import RunConfig
 from training_backend.config.registry import method as find_method
+from training_backend.data.classes import class_table
 from training_backend.data.manifest import ClassEntry, DatasetInfo
 from training_backend.data.volume import Volume
 from training_backend.errors import RunError
@@ -348,7 +349,7 @@ def _pictures(method: Method, network: nn.Module, profile: InputProfile, params:
 
 def _picture(one: Picture) -> Values:
     picture = one.picture
-    classes = [{"index": index, "name": name, "colour": "#808080"} for index, name in picture.classes.items()]
+    classes = [entry.model_dump() for entry in class_table(picture.classes, picture.classes)]
     return {
         "name": picture.name,
         "array": picture.array,
@@ -381,8 +382,6 @@ def _class_table(loaded: LoadedModel, labels: Volume | None) -> list[Values]:
         return [ClassEntry(**entry).model_dump() for entry in loaded.card["classes"]]
     if labels is None:
         return []
-    from training_backend.data.classes import class_table
-
     names = {int(index): str(name) for index, name in labels.meta.get("class_names", {}).items()}
     return [entry.model_dump() for entry in class_table(list(names), names)]
 
