@@ -60,6 +60,7 @@ def data_ingest(
     name: str = "",
     spacing_mm: tuple[float, float, float] | None = None,
     crop_body: bool = True,
+    align: bool = False,
     splits: tuple[float, float, float] = (0.8, 0.2, 0.0),
     seed: int = 0,
     workers: int | None = None,
@@ -72,6 +73,7 @@ def data_ingest(
         name: Name of the dataset; the source's own when empty.
         spacing_mm: Resample to these millimetres along z, y, x; keep each scan's own when empty.
         crop_body: Store only the box around the body.
+        align: Turn and shift further contrasts of a case to fit its first one, for headers that do not agree.
         splits: Shares of subjects in train, val, test where the source gives none.
         seed: Of the split.
         workers: Reading processes; chosen from the processors when empty.
@@ -81,7 +83,9 @@ def data_ingest(
     from training_backend.config import IngestConfig
     from training_backend.data.ingest import ingest
 
-    config = IngestConfig(spacing_mm=spacing_mm, crop_body=crop_body, splits=splits, seed=seed, workers=workers)
+    config = IngestConfig(
+        spacing_mm=spacing_mm, crop_body=crop_body, align=align, splits=splits, seed=seed, workers=workers
+    )
     with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}", mininterval=1.0, delay=0.5) as bar:
 
         def progress(share: float) -> bool:
@@ -195,16 +199,19 @@ def predict(
     output: Path,
     probabilities: bool = False,
     overlap: float | None = None,
+    labels: Path | None = None,
     device: str = "auto",
 ) -> Any:
     """Apply a fine-tuned model to scans; label volumes lie exactly on the grid of each file.
 
     Args:
         run: Run directory, model folder, or the authors' fine-tuned file.
-        input: Scans, or one CSV with a column Path for classifiers (the same table comes back with Predictions).
+        input: Scans, or one CSV with a column Path for classifiers (the same table comes back with Predictions). For
+            registration two: the scan to be moved, then the one that stays.
         output: Folder for the results; for a CSV, the CSV to write.
         probabilities: Also write one probability map per class.
         overlap: Overlap of sliding windows, 0 to 0.9; that of the model when empty.
+        labels: Label map of the scan to be moved, which is moved with it (registration).
         device: auto, cpu, cuda or cuda:N.
     """
     if len(input) == 1 and input[0].suffix.lower() == ".csv":
@@ -214,7 +221,14 @@ def predict(
     from training_backend.evaluate.predict import predict_files
 
     predictions = predict_files(
-        run, list(input), output, probabilities=probabilities, overlap=overlap, device=device, progress=_bar("predict")
+        run,
+        list(input),
+        output,
+        probabilities=probabilities,
+        overlap=overlap,
+        labels=labels,
+        device=device,
+        progress=_bar("predict"),
     )
     table = Table(("scan", "written", "result"))
     for prediction in predictions:

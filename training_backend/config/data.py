@@ -125,6 +125,9 @@ class IngestConfig(ConfigModel):
     """Millimetres along (z, y, x) that every volume is resampled to; empty keeps each volume's own."""
     crop_body: bool = True
     """Store only the box around the body (plus 8 voxels); predictions are put back onto the file's grid."""
+    align: bool = False
+    """Turn and shift the further contrasts of a case to where they fit its first one best, for headers that do not
+    agree. All contrasts are put on the first one's grid in any case."""
     splits: tuple[float, float, float] = (0.8, 0.2, 0.0)
     """Shares of subjects in train, val and test when the source gives no split."""
     seed: int = 0

@@ -56,6 +56,11 @@ def _cases(layout: str, cases: Sequence[CaseRecord], left_out: Sequence[Quaranti
         table.add(case.id, case.split, images, "yes" if case.label else "-", target, " ".join(case.problems) or "-")
     for item in left_out:
         table.add(item.case or item.path, "left out", "", "", "", item.reason)
+    groups = Counter(tuple(image.contrast for image in case.images) for case in cases)
+    if any(len(group) > 1 for group in groups):
+        for group, count in sorted(groups.items(), key=lambda entry: (-len(entry[0]), entry[0])):
+            shown = f"{len(group)} contrasts: {', '.join(group)}" if len(group) > 1 else f"only {', '.join(group)}"
+            table.add(f"{count} {'case' if count == 1 else 'cases'}", "", shown, "", "", "")
     splits = ", ".join(f"{count} {split}" for split, count in Counter(case.split for case in cases).items())
     table.add(f"{len(cases)} cases", splits, f"layout {layout}", "", "", "")
     return table

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from training_backend.config.data import IngestConfig
+from training_backend.data.contrasts import matched
 from training_backend.data.dataset import Quarantined
 from training_backend.data.manifest import CaseRecord, ImageRecord
 from training_backend.data.read import probe, read_labels, read_volumes
@@ -54,9 +55,9 @@ def stow(folder: Path, root: Path, case: CaseRecord, config: IngestConfig) -> St
         label = None if case.label is None else read_labels(root / case.label.path, key=case.label.key)
         images = tuple(_described(record, volume, hashes) for record, volume in zip(case.images, volumes, strict=True))
         marked = None if case.label is None or label is None else _described(case.label, label, hashes)
-        return Stowed(
-            store_volumes(folder, case.model_copy(update={"images": images, "label": marked}), volumes, label, config)
-        )
+        volumes, notes = matched(volumes, align=config.align)
+        found = {"images": images, "label": marked, "problems": (*case.problems, *notes)}
+        return Stowed(store_volumes(folder, case.model_copy(update=found), volumes, label, config))
     except ResourceError as error:
         if "disk" in error.sentence:
             raise
@@ -110,7 +111,8 @@ def finished(folder: Path, case: CaseRecord, config: IngestConfig) -> CaseRecord
 def recipe(config: IngestConfig) -> dict[str, Any]:
     """The settings that decide what is stored."""
     spacing = None if config.spacing_mm is None else list(config.spacing_mm)
-    return {"version": VERSION, "spacing_mm": spacing, "crop_body": config.crop_body}
+    aligned = {"align": True} if config.align else {}
+    return {"version": VERSION, "spacing_mm": spacing, "crop_body": config.crop_body, **aligned}
 
 
 def content_hash(path: Path, key: str = "") -> str:
