@@ -290,6 +290,47 @@ def reconstruct(
     return table
 
 
+def view(
+    run: str,
+    input: Path | None = None,
+    name: str = "",
+    output: Path | None = None,
+    set: tuple[str, ...] = (),
+    point: tuple[int, int, int] | None = None,
+    centre: tuple[int, int, int] | None = None,
+    device: str = "auto",
+) -> Table:
+    """Write what a model shows of a scan as volumes on the scan; without a scan, list what it can show.
+
+    Args:
+        run: Run directory, model folder, or the authors' file.
+        input: Scan.
+        name: What to show, from the list.
+        output: Folder for the volumes.
+        set: Settings of the view as KEY=VALUE, e.g. prefix=0.5; values are read as YAML.
+        point: Voxel (z, y, x) of the scan, for views that start from one.
+        centre: Voxel (z, y, x) of the scan around which a model of crops looks; its middle when empty.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    from training_backend.evaluate.view import draw_file, views_of
+
+    if input is None and not name:
+        from training_backend.weights.load import load_model
+
+        table = Table(("view", "from a point", "settings", "what"))
+        for found in views_of(load_model(run)):
+            settings = [key for key in found.options.model_fields if key != "point"]
+            table.add(found.name, "yes" if found.point else "no", ", ".join(settings) or "-", found.tip)
+        return table
+    if input is None or output is None or not name:
+        raise ConfigError("A view needs --input SCAN, --name NAME and --output DIR.", "Leave all out for a list.")
+    written, text = draw_file(run, input, output, name, _changes(set), point=point, centre=centre, device=device)
+    table = Table(("what", "value"))
+    for path in written:
+        table.add("written", path)
+    return table.add("seen", text) if text else table
+
+
 def embed(
     weights: str,
     input: tuple[Path, ...],

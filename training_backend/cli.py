@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "apply a fine-tuned model to scans",
     "embed": "features of whole scans as a table",
     "reconstruct": "what a masked autoencoder makes of a scan",
+    "view": "what else a model can show of a scan: predictions, roll-outs, attention",
     "evaluate": "score a fine-tuned model on a split of a dataset",
     "compare": "runs beside each other, with paired statistics",
 }
