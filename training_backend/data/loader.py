@@ -25,6 +25,7 @@ from training_backend.data import augment
 from training_backend.data.dataset import Dataset
 from training_backend.data.intensity import Statistics, normalise
 from training_backend.data.manifest import CaseRecord
+from training_backend.data.pairs import Pairs, choose_pairs, pair_view
 from training_backend.data.processes import ahead, choose_workers, end_with_parent
 from training_backend.data.sequence import Sequences, Unreadable, build, open_sequences
 from training_backend.data.store import StoredCase, open_case
@@ -71,7 +72,8 @@ class ViewLoader:
     Args:
         dataset: opened dataset.
         config: of the run.
-        needs: "labels" or "target" keeps cases that have them; None takes all, unlabelled ones included.
+        needs: "labels" or "target" keeps cases that have them, "pairs" shows two at once; None takes all, unlabelled
+            ones included.
         split: "train" shuffles and augments without end; others are one pass in order, without augmentation.
         rank: of this process among `world`; each gets its part of every step.
         world: number of processes.
@@ -97,7 +99,10 @@ class ViewLoader:
         self.rank = rank
         self.world = world
         self.sequences: Sequences | None = None
-        self.cases = _choose_cases(dataset, config, needs, split)
+        self.pairs: Pairs | None = None
+        if needs == "pairs":
+            self.pairs = choose_pairs(dataset, config, split)  # type: ignore[arg-type]
+        self.cases = list(self.pairs.fixed) if self.pairs else _choose_cases(dataset, config, needs, split)
         if config.data.view == "sequence":
             self.sequences = open_sequences(dataset, config, self.cases, split)
         self.visits = self.sequences.visits if self.sequences else len(self.cases)
@@ -149,10 +154,10 @@ class ViewLoader:
         return augment.apply(batch, changes, views.spacing_mm)
 
     def _normalised(self, images: Tensor, views: StepViews) -> Tensor:
-        """Network input of `images`; sequences are that already, since each slab has its own percentiles."""
+        """Network input of `images`; sequences and pairs are that already: each slab or scan has its own numbers."""
         import torch
 
-        if self.sequences is not None:
+        if self.sequences is not None or self.pairs is not None:
             return images.to(torch.float32, copy=True)
         result: Tensor = normalise(images, views.statistics, self.config.data.intensity)
         return result
@@ -161,6 +166,8 @@ class ViewLoader:
     def _per_case(self) -> int:
         if self.sequences is not None:
             return self.sequences.per_visit
+        if self.pairs is not None:
+            return 2 if self.pairs.symmetric else 1
         return self.config.data.crops_per_volume if self.config.data.view == "crop" else 1
 
     @property
@@ -246,7 +253,7 @@ class ViewLoader:
             targets = [self.cases[index].target for _, _, index, _ in keys]
             target = torch.tensor(targets, dtype=torch.float32)
             target = target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
-        channels = max(1, len(self.config.data.contrasts))
+        channels = self.config.channels()
         return StepViews(
             step=step,
             images=self._stack(images) if images else torch.zeros((0, channels, *size), dtype=torch.int16),
@@ -282,6 +289,8 @@ class _Reader:
 
         if self.loader.sequences is not None:
             return self._sequence(self.loader.sequences, item)
+        if self.loader.pairs is not None:
+            return self._pair(self.loader.pairs, item)
         case = self.loader.cases[self.loader._key(item.first)[2]]
         try:
             stored = self._stored(case)
@@ -312,6 +321,31 @@ class _Reader:
         image = torch.from_numpy(view.image[None])
         names = ", ".join(dict.fromkeys(view.cases))
         return _Loaded(item, names, (image,), padding=(None,), spacing_mm=view.spacing_mm, kind=view.kind)
+
+    def _pair(self, pairs: Pairs, item: _Item) -> _Loaded:
+        """Views of a pair, in one direction or both; the one that cannot be read is blamed."""
+        import torch
+
+        dataset, views, name = self.loader.dataset, [], ""
+        try:
+            for slot in range(item.first, item.first + item.count):
+                drawn = pairs.draw(self.loader._key(slot))
+                stored = []
+                for case in drawn:
+                    name = case.id
+                    stored.append(self._stored(case))
+                views.append(
+                    pair_view(
+                        *stored, self.loader.config, lambda one: dataset.folder / dataset.case(one.id).store["folder"]
+                    )
+                )
+                name = f"{drawn[0].id} to {drawn[1].id}"
+        except (Med3dError, OSError, MemoryError) as error:
+            self._open.pop(name, None)
+            return _Loaded(item, name, failure=said(error))
+        images = tuple(torch.from_numpy(view.image) for view in views)
+        labels = tuple(torch.from_numpy(view.label) for view in views if view.label is not None)
+        return _Loaded(item, name, images, labels, padding=(None,) * len(views))
 
     def _stored(self, case: CaseRecord) -> StoredCase:
         if case.id not in self._open:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from training_backend.data.pairs import choose_pairs
 from training_backend.data.prepare import stored_input
 from training_backend.engine import seeds
 from training_backend.engine.files import write_json
+from training_backend.engine.pairs import pictures, read_pair, validation_pairs
 from training_backend.engine.validate import profile_of, validation_cases
 from training_backend.methods.base import PreviewArray
 
@@ -30,6 +32,8 @@ def write_preview(work: Work, previews: Path) -> tuple[Path, str] | None:
     ``preview.json`` holds `step`, `case`, `geometry` and `spacing_mm` of the view's grid, and `arrays`, a list of
     `name`, `file`, `role`, `voxels`, `limits`, `classes` as in `PreviewArray`.
     """
+    if work.needs == "pairs":
+        return _pair_preview(work, previews)
     cases = validation_cases(work) or validation_cases(work, "train")
     cases = [case for case in cases if case.store]  # published lists have no scans to look at
     if not cases or (work.task is not None and work.task.needs != "labels"):
@@ -42,14 +46,22 @@ def write_preview(work: Work, previews: Path) -> tuple[Path, str] | None:
     arrays = _pictures(work, volume, truth)
     if not arrays:
         return None
-    facts = {
-        "step": work.state.progress.step,
-        "case": case.id,
-        "start": list(start),
-        "geometry": geometry.to_dict(),
-        "spacing_mm": list(geometry.spacing_mm),
-    }
-    return _write(previews, facts, arrays), case.id
+    return _write(previews, {**_facts(work, case.id, geometry), "start": list(start)}, arrays), case.id
+
+
+def _facts(work: Work, case: str, geometry: Geometry) -> dict[str, Any]:
+    place = {"geometry": geometry.to_dict(), "spacing_mm": list(geometry.spacing_mm)}
+    return {"step": work.state.progress.step, "case": case, "start": [0, 0, 0], **place}
+
+
+def _pair_preview(work: Work, previews: Path) -> tuple[Path, str] | None:
+    """The same of the first pair."""
+    listed = validation_pairs(work) or choose_pairs(work.dataset, work.config, "train").listed()
+    moving, fixed = listed[0]
+    pair = read_pair(work, moving, fixed)
+    work.state.evaluated.eval()
+    facts = _facts(work, f"{moving.id} to {fixed.id}", pair.fixed.geometry)
+    return _write(previews, facts, pictures(work, pair)), facts["case"]
 
 
 def read_preview(folder: Path) -> tuple[dict[str, Any], list[PreviewArray]]:

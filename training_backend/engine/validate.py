@@ -16,6 +16,7 @@ from training_backend.data.manifest import CaseRecord, Split
 from training_backend.data.prepare import InputProfile, Prepared, stored_input
 from training_backend.data.views import IGNORED
 from training_backend.engine import seeds
+from training_backend.engine.pairs import pair_result, read_pair, validation_pairs
 from training_backend.tasks.base import Cancelled, CaseResult, Task
 
 if TYPE_CHECKING:
@@ -120,12 +121,18 @@ def _fixed_views(work: Work) -> tuple[ViewLoader, Iterator[tuple[int, StepViews]
 
 
 def _case_metrics(work: Work, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
-    cases, profile = validation_cases(work), profile_of(work)
     results = []
-    for case in cases[work.runtime.rank :: work.runtime.world]:
-        _check(work, stop)
-        prepared = stored_input(work.dataset, case, profile)
-        results.append(case_result(case, prepared, predict_case(work, task, prepared, stop)))
+    if work.needs == "pairs":
+        for moving, fixed in validation_pairs(work)[work.runtime.rank :: work.runtime.world]:
+            _check(work, stop)
+            pair = read_pair(work, moving, fixed)
+            results.append(pair_result(work, pair, f"{moving.id} to {fixed.id}", stop))
+    else:
+        cases, profile = validation_cases(work), profile_of(work)
+        for case in cases[work.runtime.rank :: work.runtime.world]:
+            _check(work, stop)
+            prepared = stored_input(work.dataset, case, profile)
+            results.append(case_result(case, prepared, predict_case(work, task, prepared, stop)))
     everyone = sorted(work.runtime.gather(results), key=lambda result: result.case_id)
     return dict(task.evaluate(work.config, everyone)) if everyone else {}
 

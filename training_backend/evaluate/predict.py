@@ -89,21 +89,25 @@ def predict_files(
     probabilities: bool = False,
     overlap: float | None = None,
     flips: bool = False,
+    labels: Path | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> list[Prediction]:
     """Predict scans with a fine-tuned model and write the results into a folder.
 
     Segmentations become ``NAME_seg`` label volumes in the format of the file (NIfTI where it cannot be written),
-    exactly on its grid; other tasks add a row to ``predictions.csv``. Existing files are never replaced.
+    exactly on its grid; registrations what `register_files` says; other tasks add a row to ``predictions.csv``.
+    Existing files are never replaced.
 
     Args:
         source: run directory, model folder or file of a fine-tuned model.
-        inputs: files or DICOM folders; a sequence of files for the contrasts of one case.
+        inputs: files or DICOM folders; a sequence of files for the contrasts of one case. For registration the moving
+            scan and the fixed one.
         output: folder, made if need be.
         probabilities: also write one probability map per class.
         overlap: share of a window that its neighbour repeats; None takes the model's.
         flips: mean over all flips, eight times slower.
+        labels: label map of the moving scan, for registration.
         device: auto, cpu, cuda or cuda:N.
         progress: told the share of all work done; answering False raises `Cancelled`.
 
@@ -116,6 +120,13 @@ def predict_files(
     from training_backend.weights.load import load_model
 
     loaded = load_model(source)
+    if loaded.config.task is not None and loaded.config.task.name == "registration":
+        from training_backend.evaluate.register import register_files
+
+        two = [Path(path) for path in inputs if isinstance(path, str | Path)]
+        return register_files(loaded, two, Path(output), labels=labels, device=device, progress=progress)
+    if labels is not None:
+        raise ConfigError("Only registration carries a label map along.", "Leave the label map out.")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     cases = [[Path(case)] if isinstance(case, str | Path) else [Path(path) for path in case] for case in inputs]
@@ -160,20 +171,31 @@ def predict_volumes(
 
     if loaded.config.task is None:
         raise ConfigError("This model was only pre-trained and predicts nothing.", "Fine-tune it on a task first.")
+    if loaded.config.task.name == "registration":
+        raise ConfigError("This model registers two scans.", "Give it a moving scan and a fixed one.")
     config = _with_wishes(loaded.config, overlap, flips)
-    case = _Case(loaded, config, prepare(list(volumes), loaded.profile), progress)
+    prepared = prepare(list(volumes), loaded.profile)
+    case = _Case(loaded, config, prepared.array, progress)
     if config.task is not None and config.task.name == "segmentation":
-        return _segment(case, volumes, probabilities, chosen_device(device))
+        return _segment(case, prepared, volumes, probabilities, chosen_device(device))
     values, notes = _on_ladder(case, chosen_device(device), _whole_case)
     names = _value_names(loaded, len(values))
     return VolumePrediction(values=dict(zip(names, values.tolist(), strict=True)), notes=notes)
+
+
+def predict_whole(
+    loaded: LoadedModel, array: Array, device: torch.device, progress: Progress | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """What a model says of a network input [C, D, H, W] at once, and sentences when memory was short."""
+    case = _Case(loaded, loaded.config, array, progress)
+    return _on_ladder(case, device, _whole_case)
 
 
 @dataclass(frozen=True)
 class _Case:
     loaded: LoadedModel
     config: RunConfig
-    prepared: Prepared
+    array: Array
     progress: Progress | None
 
 
@@ -187,10 +209,12 @@ class _Rung:
     sentence: str = ""
 
 
-def _segment(case: _Case, volumes: Sequence[Volume], probabilities: bool, device: torch.device) -> VolumePrediction:
+def _segment(
+    case: _Case, prepared: Prepared, volumes: Sequence[Volume], probabilities: bool, device: torch.device
+) -> VolumePrediction:
     from training_backend.tasks.segmentation import class_names
 
-    prepared, names = case.prepared, class_names(case.config)
+    names = class_names(case.config)
     voxels = max(math.prod(prepared.native.shape), math.prod(prepared.geometry.shape))
     maps = probabilities or 4 * len(names) * voxels <= PROBABILITY_BYTES
     result, notes = _on_ladder(case, device, _probabilities if maps else _labels)
@@ -246,7 +270,7 @@ def _whole_case(case: _Case, rung: _Rung) -> Tensor:
 def _input(case: _Case) -> Tensor:
     import torch
 
-    return torch.from_numpy(case.prepared.array)[None]
+    return torch.from_numpy(case.array)[None]
 
 
 def _on_ladder(
@@ -269,7 +293,7 @@ def _on_ladder(
                 raise
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    shape = case.prepared.array.shape[1:]
+    shape = case.array.shape[1:]
     raise ResourceError(
         f"The memory of this computer does not suffice to predict a volume of {shape} voxels.",
         "Close other programs, or predict a part of the scan.",
@@ -347,15 +371,15 @@ def _write(found: VolumePrediction, source: Path, output: Path) -> Prediction:
     common: dict[str, Any] = {"volumes_ml": found.volumes_ml, "values": found.values, "notes": found.notes}
     if found.labels is None:
         return Prediction(source, _add_row(output / "predictions.csv", source, found.values), **common)
-    path = write_volume(found.labels, _free(output, f"{stem}_seg", suffix))
+    path = write_volume(found.labels, free_path(output, f"{stem}_seg", suffix))
     maps = [
-        write_volume(volume, _free(output, f"{stem}_prob_{index}_{_file_safe(volume.name)}", suffix))
+        write_volume(volume, free_path(output, f"{stem}_prob_{index}_{_file_safe(volume.name)}", suffix))
         for index, volume in enumerate(found.probabilities)
     ]
     return Prediction(source, path, tuple(maps), **common)
 
 
-def _free(folder: Path, stem: str, suffix: str) -> Path:
+def free_path(folder: Path, stem: str, suffix: str) -> Path:
     """A path that does not exist yet: numbered from the second one on."""
     path, number = folder / f"{stem}{suffix}", 1
     while path.exists():
