@@ -15,6 +15,7 @@ from training_backend.data.volume import Volume
 from training_backend.data.write import write_volume
 from training_backend.engine import checkpoint
 from training_backend.engine.files import write_json
+from training_backend.engine.pairs import write_pair_predictions
 from training_backend.engine.report import log
 from training_backend.engine.session import Session, with_room
 from training_backend.engine.state import load_evaluated
@@ -65,11 +66,13 @@ def card_of(work: Work, step: int) -> dict[str, Any]:
 
 def self_contained(config: RunConfig) -> RunConfig:
     """`config` with everything that the task would look up in the dataset written into it."""
-    if config.task is None or config.task.name != "segmentation":
+    if config.task is None or config.task.name not in ("segmentation", "registration"):
         return config
+    from training_backend.tasks.registration import label_names
     from training_backend.tasks.segmentation import class_names
 
-    return config.updated({"task": {"classes": class_names(config)}})
+    names = class_names(config) if config.task.name == "segmentation" else label_names(config)
+    return config.updated({"task": {"classes": names}})
 
 
 def write_predictions(session: Session, stop: Callable[[], bool]) -> None:
@@ -79,10 +82,13 @@ def write_predictions(session: Session, stop: Callable[[], bool]) -> None:
     root), `dice` by class name.
     """
     work = session.work
-    if work.task is None or work.needs != "labels" or not work.runtime.is_main:
+    if work.task is None or work.needs not in ("labels", "pairs") or not work.runtime.is_main:
         return
     folder, entries = session.run.predictions, []
     folder.mkdir(exist_ok=True)
+    if work.needs == "pairs":
+        write_json(folder / "cases.json", write_pair_predictions(work, folder, stop))
+        return
     for case in validation_cases(work):
         prepared = stored_input(work.dataset, case, profile_of(work))
         labels = prepared.restore_labels(predict_case(work, work.task, prepared, stop)).astype(np.uint8)
