@@ -55,18 +55,19 @@ def main(
         rows: dict[str, list[dict[str, Any]]] = {"plain": [], "ours": []}
         for _ in range(rounds):
             for side in ("plain", "ours"):
-                rows[side].append(_child(side, name, batch, steps, threads, device))
-        table[name] = _summary(rows)
+                rows[side].append(child(__name__, side, name, batch, steps, threads, device))
+        table[name] = summary(rows)
     return {
         "batch": batch,
         "threads": threads,
         "device": device,
-        "idle_mb": _child("idle", "small", 1, 1, 1, device)["mb"],
+        "idle_mb": child(__name__, "idle", "small", 1, 1, 1, device)["mb"],
         **table,
     }
 
 
-def _summary(rows: dict[str, list[dict[str, Any]]]) -> dict[str, object]:
+def summary(rows: dict[str, list[dict[str, Any]]]) -> dict[str, object]:
+    """Medians and ratios of the children of the sides "ours" and "plain"."""
     wall, cpu = ({side: _median(rows[side], clock) for side in rows} for clock in ("wall_s", "cpu_s"))
     memory = {side: max(row["mb"] for row in rows[side]) for side in rows}
     return {
@@ -88,9 +89,9 @@ def _median(rows: list[dict[str, Any]], clock: str) -> float:
     return round(statistics.median(value for row in rows for value in row[clock]), 4)
 
 
-def _child(side: str, name: str, batch: int, steps: int, threads: int, device: str) -> dict[str, Any]:
-    arguments = (side, name, batch, steps, threads, device)
-    code = f"from training_backend.bench.step import measure; measure(*{arguments!r})"
+def child(module: str, *arguments: object) -> dict[str, Any]:
+    """What ``measure(*arguments)`` of `module` writes, run in a fresh process."""
+    code = f"from {module} import measure; measure(*{arguments!r})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     row: dict[str, Any] = json.loads(result.stdout)
     return row
@@ -101,21 +102,34 @@ def measure(side: Side, name: str, batch: int, steps: int, threads: int, device:
     import torch
 
     torch.set_num_threads(threads)
-    row: dict[str, Any] = {"wall_s": [], "cpu_s": []}
+    row: dict[str, Any] = {}
     if side != "idle":
         torch.manual_seed(0)
         network, step = (_ours if side == "ours" else _plain)(name, device)
         volume = torch.rand(batch, 1, *SIZE, generator=torch.Generator().manual_seed(1)).to(device)
-        row["parameters"] = sum(parameter.numel() for parameter in network.parameters())
-        row["loss"] = step(volume, 0)
-        for index in range(1, steps + 1):
-            start, used = time.perf_counter(), time.process_time()
-            step(volume, index)
-            row["wall_s"].append(time.perf_counter() - start)
-            row["cpu_s"].append(time.process_time() - used)
-    on_gpu = device != "cpu" and side != "idle"
+        row = timed(network, step, volume, steps)
+    sys.stdout.write(json.dumps({**row, "mb": peak_mb(device if side != "idle" else "cpu")}))
+
+
+def timed(network: nn.Module, step: Callable[[Tensor, int], float], volume: Tensor, steps: int) -> dict[str, Any]:
+    """Seconds of `steps` steps after one that is not timed, whose loss is told."""
+    row: dict[str, Any] = {"wall_s": [], "cpu_s": [], "loss": step(volume, 0)}
+    row["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+    for index in range(1, steps + 1):
+        start, used = time.perf_counter(), time.process_time()
+        step(volume, index)
+        row["wall_s"].append(time.perf_counter() - start)
+        row["cpu_s"].append(time.process_time() - used)
+    return row
+
+
+def peak_mb(device: str) -> int:
+    """Peak memory of this process so far: of the device, or resident on a CPU."""
+    import torch
+
+    on_gpu = device != "cpu"
     peak = torch.cuda.max_memory_allocated() >> 10 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sys.stdout.write(json.dumps({**row, "mb": round(peak / 1024)}))
+    return round(peak / 1024)
 
 
 def _noise(batch: int, tokens: int, index: int) -> Tensor:
