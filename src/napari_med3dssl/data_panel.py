@@ -447,14 +447,14 @@ class DataPanel(QWidget):
 
 def _case_layers(case: CaseRecord, root: Path, classes: Any) -> list[_layers.LayerData]:
     """Layers of a case from its source files."""
-    from training_backend.data.read import read_labels, read_volume
+    from training_backend.data.read import read_classes, read_volume
 
     layers = []
     for image in case.images:
         name = f"{case.id} · {image.contrast}" if len(case.images) > 1 else case.id
         layers.append(_layers.volume_layer(read_volume(root / image.path, key=image.key), name=name))
     if case.label is not None:
-        label = read_labels(root / case.label.path, key=case.label.key)
+        label = read_classes(root / case.label.path, key=case.label.key)
         layers.append(_layers.labels_layer(label.array, label.geometry, f"{case.id} · label", classes))
     return layers
 

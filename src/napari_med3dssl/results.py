@@ -90,13 +90,13 @@ def read_results(run: Path) -> tuple[list[CaseResult], tuple[ClassEntry, ...]]:
 
 def case_layers(case: CaseResult, classes: tuple[ClassEntry, ...]) -> list[_layers.LayerData]:
     """Scan, ground truth and prediction of a case; the prediction's features hold the Dice of each class."""
-    from training_backend.data.read import read_labels, read_volume
+    from training_backend.data.read import read_classes, read_volume
 
     layers = [_layers.volume_layer(read_volume(case.image), name=case.case)] if case.image.exists() else []
     for path, what in ((case.label, "truth"), (case.prediction, "prediction")):
         if path is None or not path.exists():
             continue
-        labels = read_labels(path)
+        labels = read_classes(path)
         layers.append(_layers.labels_layer(labels.array, labels.geometry, f"{case.case} · {what}", classes))
     if not layers:
         raise DataError(f"The files of {case.case} are gone.", "Put the dataset back where the run found it.")

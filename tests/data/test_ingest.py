@@ -23,6 +23,7 @@ from training_backend.data.dataset import Dataset
 from training_backend.data.importers import describe
 from training_backend.data.ingest import ingest, predicted_bytes
 from training_backend.data.phantoms import thorax_ct, write_cohort
+from training_backend.data.read import read_classes, read_labels
 from training_backend.data.store import open_case, verify_case
 from training_backend.data.volume import Volume
 from training_backend.data.write import write_volume
@@ -372,3 +373,29 @@ def test_real_or_generated_atria(real_data, tmp_path):
     assert {case.split for case in dataset.cases()} == {"train", "val"}
     for case in dataset.cases():
         verify_case(dataset, case)
+
+
+@pytest.mark.parametrize("yes", [255, 65535])
+def test_masks_of_pictures_become_class_1_with_a_note_and_keep_their_name(source, tmp_path, yes):
+    for path in sorted((source / "labelsTr").glob("*.nii.gz"))[:3]:
+        label = read_labels(path)
+        mask = np.where(label.array == 1, yes, 0).astype(np.uint16)
+        write_volume(label.with_array(mask, meta={"kind": "labels"}), path, overwrite=True)
+    mixed = source / "labelsTr" / "case_003.nii.gz"
+    label = read_labels(mixed)
+    both = np.where(label.array == 1, yes, label.array)
+    write_volume(label.with_array(both.astype(np.uint16), meta={"kind": "labels"}), mixed, overwrite=True)
+    facts = json.loads((source / "dataset.json").read_text())
+    facts["labels"] = {"0": "background", str(yes): "lung"}
+    (source / "dataset.json").write_text(json.dumps(facts))
+    report = ingest(source, tmp_path / "out", HERE)
+    assert report.ok == ("case_000", "case_001", "case_002")
+    assert [entry.category for entry in report.quarantined] == ["labels"]
+    assert f"noted in case_000, case_001, case_002: The mask holds 0 and {yes} only" in str(report)
+    dataset = Dataset.open(tmp_path / "out")
+    assert [(entry.index, entry.name) for entry in dataset.info.classes] == [(1, "lung")]
+    for case in dataset.cases():
+        assert set(case.store["label"]["values"]) == {"1"}
+        assert any(f"{yes} was taken as class 1" in problem for problem in case.problems)
+        truth = read_classes(dataset.source(case.label)).array
+        assert np.array_equal(truth == 1, read_labels(dataset.source(case.label)).array == yes)

@@ -241,14 +241,13 @@ def _peer(
 def _scores(dataset: Path, folder: Path) -> list[dict[str, Any]]:
     """All metrics of every validation scan at the resolution of its file."""
     from training_backend.data.dataset import Dataset
-    from training_backend.data.read import read_labels
     from training_backend.evaluate.segmentation_metrics import score_case
 
     opened = Dataset.open(dataset)
     rows = []
     for case in opened.cases(split="val", labelled=True):
         assert case.label is not None
-        truth = read_labels(opened.source(case.label), key=case.label.key)
+        truth = read_classes(opened.source(case.label), key=case.label.key)
         prediction = _prediction(folder, case.id, Path(case.label.path).stem)
         (score,) = score_case(prediction, truth.array, truth.geometry.spacing_mm, {1: "left atrium"}, case_id=case.id)
         rows.append(asdict(score))

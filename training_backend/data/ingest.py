@@ -8,10 +8,10 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from training_backend.data.importers import describe
 from training_backend.data.integrity import in_bytes
 from training_backend.data.manifest import CaseRecord, ImageRecord
 from training_backend.data.processes import end_with_parent, processors
+from training_backend.data.read import YES_VALUES
 from training_backend.data.splits import assign_splits
 from training_backend.data.stow import Stowed, content_hash, finished, store_volumes, stow
 from training_backend.data.volume import Volume
@@ -47,6 +48,7 @@ class IngestReport:
         dataset: folder.
         ok: ids of the cases in the dataset.
         quarantined: what was left out, and why; also in ``quarantine.jsonl``.
+        noted: what was unusual about cases that could be used: sentence to ids; also in the manifest.
         resumed: how many cases an earlier ingest had finished.
         cancelled: whether `progress` asked to stop; the same call goes on later.
         predicted_bytes: size foretold before writing.
@@ -57,6 +59,7 @@ class IngestReport:
     dataset: Path
     ok: tuple[str, ...]
     quarantined: tuple[Quarantined, ...]
+    noted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     resumed: int = 0
     cancelled: bool = False
     predicted_bytes: int = 0
@@ -70,6 +73,7 @@ class IngestReport:
             lines.append(f"{self.resumed} of them were there already")
         if self.cancelled:
             lines.append("stopped before the end; the same command goes on")
+        lines += [f"noted in {_few(cases)}: {sentence}" for sentence, cases in self.noted.items()]
         return "\n".join(lines + [f"left out: {entry}" for entry in self.quarantined])
 
 
@@ -224,7 +228,7 @@ def _conclude(
         shutil.rmtree(output / "store" / double.case, ignore_errors=True)
     quarantined = [*described.problems, *(r.refused for r in results.values() if r.refused is not None), *doubles]
     modalities = {image.modality for case in kept for image in case.images}
-    names = {entry.index: entry.name for entry in described.info.classes}
+    names = _names(described)
     values = {int(value) for case in kept for value in case.store.get("label", {}).get("values", {})}
     info = described.info.model_copy(
         update={
@@ -244,9 +248,30 @@ def _conclude(
         dataset=output,
         ok=tuple(sorted(case.id for case in kept)),
         quarantined=tuple(quarantined),
+        noted=_noted(kept),
         resumed=sum(result.resumed for result in results.values()),
         stored_bytes=sum(_size(case) for case in kept),
     )
+
+
+def _noted(cases: Iterable[CaseRecord]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for case in cases:
+        for sentence in case.problems:
+            found[sentence] = (*found.get(sentence, ()), case.id)
+    return found
+
+
+def _few(cases: Sequence[str]) -> str:
+    """Names of cases, or their number where there are many."""
+    return ", ".join(cases) if len(cases) <= _FEW else f"{len(cases)} cases ({', '.join(cases[:_FEW])}, ...)"
+
+
+def _names(described: Described) -> dict[int, str]:
+    """Class names of the source by label value; the name of a mask's "yes" goes with it to class 1."""
+    names = {entry.index: entry.name for entry in described.info.classes}
+    yes = [names.pop(value) for value in YES_VALUES if value in names]
+    return names | ({1: yes[0]} if yes and 1 not in names else {})
 
 
 def _earlier(described: Described, output: Path) -> dict[str, CaseRecord]:

@@ -19,13 +19,15 @@ from training_backend.data.integrity import check_file, non_finite_warning
 from training_backend.data.volume import Array, Volume
 from training_backend.errors import DataError
 
-__all__ = ["ImageFacts", "can_read", "probe", "read_labels", "read_volume", "read_volumes"]
+__all__ = ["ImageFacts", "can_read", "probe", "read_classes", "read_labels", "read_volume", "read_volumes"]
 
 _MODULES = {
     **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
     **dict.fromkeys((".h5", ".hdf5", ".npz", ".npy"), "arrays"),
 }
+YES_VALUES = (255, 65535)
+"""What programs for pictures write for "yes" in a mask of yes and no; too large for the number of a class."""
 _LOOK_AT = 2000  # entries of a folder looked at to find out whether it holds DICOM
 
 
@@ -73,6 +75,21 @@ def read_labels(path: Path | str, *, key: str = "") -> Volume:
     [volume] = volumes
     meta = {**volume.meta, "kind": "labels"}
     return replace(volume, array=whole_numbers(volume.array, path.name), modality="unknown", meta=meta)
+
+
+def read_classes(path: Path | str, *, key: str = "") -> Volume:
+    """`read_labels` with the numbers that training uses; see `as_classes`."""
+    return as_classes(read_labels(path, key=key))
+
+
+def as_classes(label: Volume) -> Volume:
+    """A mask of 0 and 255 (or 65535) as one of 0 and 1, with a warning that says so; other label maps as they are."""
+    highest = int(label.array.max())
+    if highest not in YES_VALUES or not bool(((label.array == 0) | (label.array == highest)).all()):
+        return label
+    sentence = f"The mask holds 0 and {highest} only; {highest} was taken as class 1."
+    meta = {**label.meta, "warnings": [*label.warnings, sentence]}
+    return replace(label, array=(label.array != 0).astype(np.uint8), meta=meta)
 
 
 def can_read(path: Path | str) -> bool:

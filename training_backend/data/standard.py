@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from training_backend.data.body import find_body
 from training_backend.data.intensity import Statistics
+from training_backend.data.read import as_classes
 from training_backend.data.store import to_stored
 from training_backend.data.volume import Array, Geometry, Shape, Triple, Volume
 from training_backend.errors import DataError, GeometryError
@@ -68,7 +69,9 @@ def standardise(
     for volume in volumes:
         check_finite(volume)
     if label is not None:
+        given, label = label, as_classes(label)
         problems += check_label(label, volumes[0])
+        problems += [warning for warning in label.warnings if warning not in given.warnings]
     grid = resampled_grid(native, spacing_mm)
     arrays = [_onto(volume.array, volume.geometry, grid, labels=False) for volume in volumes]
     marks = None if label is None else _onto(label.array.astype(np.uint8), native, grid, labels=True)

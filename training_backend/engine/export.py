@@ -109,12 +109,12 @@ def write_predictions(session: Session, stop: Callable[[], bool]) -> None:
 
 def _dice(work: Work, case: CaseRecord, prepared: Prepared, labels: npt.NDArray[np.uint8]) -> dict[str, float]:
     """Dice per class name on the grid of the file; classes in neither volume are left out."""
-    from training_backend.data.read import read_labels
+    from training_backend.data.read import read_classes
 
     if case.label is None:
         return {}
     try:
-        truth = read_labels(work.dataset.source(case.label), key=case.label.key).array
+        truth = read_classes(work.dataset.source(case.label), key=case.label.key).array
     except DataError as error:  # the source was moved away: the stored labels stand in for it
         log.warning("%s", error)
         if prepared.label is None:

@@ -43,6 +43,10 @@ def score_split(source: str | Path, data: Path, split: Split, progress: Progress
     if model.config.task is None:
         raise DataError("This model was only pre-trained and predicts nothing to score.", "Fine-tune it first.")
     task = find_task(model.config.task.name)
+    if task.needs == "pairs":
+        from training_backend.evaluate.score_pairs import pair_table
+
+        return pair_table(model, dataset, split, progress)
     cases = [case for case in dataset.cases(split=split) if (case.label if task.needs == "labels" else case.target)]
     if not cases:
         raise DataError(f"The split {split!r} of {dataset.info.name} has no case with {task.needs}.")
@@ -89,14 +93,14 @@ def compare_runs(runs: Sequence[Path]) -> Table:
 def _segmentation_table(
     model: LoadedModel, dataset: Dataset, cases: Sequence[CaseRecord], progress: Progress | None
 ) -> Table:
-    from training_backend.data.read import read_labels
+    from training_backend.data.read import read_classes
 
     classes: Mapping[int, str] = {entry.index: entry.name for entry in dataset.info.classes}
     scores: list[ClassScore] = []
     for done, case in enumerate(cases, 1):
         if case.label is None:
             continue
-        truth = read_labels(dataset.source(case.label), key=case.label.key)
+        truth = read_classes(dataset.source(case.label), key=case.label.key)
         labels = _predict(model, dataset, case)
         scores += score_case(labels, truth.array, truth.geometry.spacing_mm, classes, case_id=case.id)
         _tell(progress, done / len(cases))
