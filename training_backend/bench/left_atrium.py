@@ -241,6 +241,7 @@ def _peer(
 def _scores(dataset: Path, folder: Path) -> list[dict[str, Any]]:
     """All metrics of every validation scan at the resolution of its file."""
     from training_backend.data.dataset import Dataset
+    from training_backend.data.read import read_classes
     from training_backend.evaluate.segmentation_metrics import score_case
 
     opened = Dataset.open(dataset)
