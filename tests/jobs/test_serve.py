@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,13 @@ def models(tmp_path_factory: pytest.TempPathFactory, phantom: Phantom) -> dict[s
     root = tmp_path_factory.mktemp("models")
     profile = InputProfile(size=SIZE, crop_body=False).model_dump(mode="json")
     names = ("background", *(entry.name for entry in phantom.classes))
+    following: dict[str, Any] = {"data": {"size": SIZE}, "method": {"patch_size": (2, 4, 4), "depth": 4}}
+    sequence = pretrain_config("ar", "tiny", Path(), following)
     finetune = finetune_config("segmentation", "tiny", Path(), changes={**SMALL, "task": {"classes": names}})
     pretrain = pretrain_config("mae3d", "tiny", Path(), SMALL)
     networks = {
         "mae": (pretrain, method("mae3d").build(pretrain)),
+        "ar": (sequence, method("ar").build(sequence)),
         "organs": (finetune, task("segmentation").build(finetune, method("mae3d").build_encoder(finetune))),
     }
     for name, (config, network) in networks.items():
@@ -141,6 +146,63 @@ def test_attention_of_a_block_and_a_head(client: ServeClient, models: dict[str, 
     assert not np.allclose(head["attention"], answer["attention"])
     with pytest.raises(ConfigError, match="has 2 blocks, so block 3 does not exist"):
         client.request("attention", block=2, **ask)
+
+
+def test_a_model_tells_what_it_can_show(client: ServeClient, models: dict[str, str]) -> None:
+    facts = client.request("load", source=models["ar"])
+    views = {view["name"]: view for view in facts["views"]}
+    assert list(views) == ["next-patch", "roll-out", "predictability", "sequence", "token-attention"]
+    assert [name for name, view in views.items() if view["point"]] == ["token-attention"]
+    prefix = views["next-patch"]["options"]["properties"]["prefix"]
+    assert (prefix["minimum"], prefix["maximum"], prefix["ui"]["widget"]) == (0, 1, "slider")
+    assert client.request("load", source=models["mae"])["views"] == []
+
+
+def test_a_roll_out_streams_frame_after_frame(client: ServeClient, models: dict[str, str], phantom: Phantom) -> None:
+    shares: list[float] = []
+    drawn: list[np.ndarray] = []
+
+    def watch(values: dict[str, Any]) -> None:
+        pictures = {picture["name"]: picture for picture in values["pictures"]}
+        shares.append(values["share"])
+        drawn.append(pictures["roll-out"]["array"])
+        assert list(pictures) == ["original", "roll-out", "error"]
+        assert pictures["roll-out"]["geometry"].same_grid(pictures["original"]["geometry"])
+
+    ask: dict[str, Any] = {"source": models["ar"], "volumes": [phantom.volume], "name": "roll-out"}
+    answer = client.request("view", partial=watch, options={"prefix": 0.2}, **ask)
+    assert len(shares) >= 3
+    assert all((before != after).any() for before, after in itertools.pairwise(drawn))
+    assert shares == sorted(set(shares))
+    assert (shares[0], answer["share"]) == (0.0, 1.0)
+    assert answer["unit"] == "HU"
+    assert "26 of 128 patches are given, 102 drawn" in answer["text"]
+    assert answer["method"] == "ar"
+
+
+def test_a_drawing_stops_between_two_frames_and_the_model_stays(
+    client: ServeClient, models: dict[str, str], phantom: Phantom
+) -> None:
+    asked: list[float] = []
+
+    def watch(values: dict[str, Any]) -> None:
+        if values["share"] > 0 and not asked:
+            asked.append(time.monotonic())
+            client.cancel()
+
+    ask: dict[str, Any] = {"source": models["ar"], "volumes": [phantom.volume], "name": "roll-out"}
+    client.request("load", source=models["ar"])
+    pid = client.pid
+    with pytest.raises(Cancelled):
+        client.request("view", partial=watch, options={"prefix": 0.0}, **ask)
+    assert time.monotonic() - asked[0] < 1
+    assert client.pid == pid
+    first = client.request("view", **{**ask, "name": "sequence"})
+    assert [one["name"] for one in first["pictures"][2]["classes"]] == ["slab 1", "slab 2", "slab 3", "slab 4"]
+    colours = [one["colour"] for one in first["pictures"][2]["classes"]]
+    assert len(set(colours)) == 4
+    with pytest.raises(ConfigError, match="no view called 'roll'"):
+        client.request("view", **{**ask, "name": "roll"})
 
 
 def test_masking_can_be_seen_before_training(client: ServeClient, phantom: Phantom) -> None:
