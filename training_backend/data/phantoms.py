@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from training_backend.data.phantom_head import mr_contrasts, oblique
 from training_backend.data.phantom_shapes import Phantom
@@ -26,7 +28,7 @@ def write_cohort(
     kind: Kind = thorax_ct,
     labelled: int | None = None,
 ) -> Path:
-    """Write `n` phantom patients as a Decathlon folder with targets and reports, and a table of them.
+    """Write `n` phantom patients as a Decathlon folder with targets and reports, and tables of them and their lesions.
 
     ::
 
@@ -34,6 +36,7 @@ def write_cohort(
         imagesTr/case_000.nii.gz    (case_000_0000.nii.gz, case_000_0001.nii.gz with several contrasts)
         labelsTr/case_000.nii.gz
         cases.csv                   Path,Label,Report
+        lesions.csv                 case,type,z0,z1,y0,y1,x0,x1: nodules or lesions by side, boxes in voxels
 
     Args:
         folder: made if needed.
@@ -52,7 +55,8 @@ def write_cohort(
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     entries = []
-    rows = [("Path", "Label", "Report")]
+    rows: list[tuple[object, ...]] = [("Path", "Label", "Report")]
+    lesions: list[tuple[object, ...]] = [("case", "type", "z0", "z1", "y0", "y1", "x0", "x1")]
     phantom = None
     for index in range(n):
         phantom = kind(1000 * seed + index, shape)
@@ -69,12 +73,29 @@ def write_cohort(
             write_volume(phantom.labels, folder / "labelsTr" / f"{name}.nii.gz", overwrite=True)
         entries.append(entry)
         rows.append((images[0], str(phantom.target), phantom.report))
+        lesions += [(name, *found) for found in _lesions(phantom)]
     if phantom is not None:
         _describe(folder, phantom, entries)
+    _write_table(folder / "cases.csv", rows)
+    _write_table(folder / "lesions.csv", lesions)
+    return folder
+
+
+def _write_table(path: Path, rows: list[tuple[object, ...]]) -> None:
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(rows)
-    write_text(folder / "cases.csv", table.getvalue())
-    return folder
+    write_text(path, table.getvalue())
+
+
+def _lesions(phantom: Phantom) -> Iterator[tuple[object, ...]]:
+    """Side and name, and the box, of each nodule or lesion: the last class, piece by piece."""
+    from scipy.ndimage import find_objects, label
+
+    pieces, _ = label(phantom.labels.array == phantom.classes[-1].index, np.ones((3, 3, 3)))
+    for box in find_objects(pieces):
+        ends = [end for span in box for end in (span.start, span.stop)]
+        side = "left" if sum(ends[4:]) > pieces.shape[2] else "right"
+        yield (f"{side} {phantom.classes[-1].name}", *ends)
 
 
 def _describe(folder: Path, phantom: Phantom, entries: list[dict[str, object]]) -> None:
