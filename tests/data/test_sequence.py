@@ -93,7 +93,7 @@ def test_batches_are_network_input_and_tell_their_kinds(heads, config):
     assert torch.equal(batch.volume, views.images), "each slab has its percentiles already"
     assert batch.extra["kinds"] == list(views.kinds)
     parts = [loader.to_batch(views[start : start + 1], "cpu").extra["kinds"] for start in range(4)]
-    assert sum(parts, []) == list(views.kinds)
+    assert [kind for part in parts for kind in part] == list(views.kinds)
     assert float(batch.volume.min()) == 0
     assert float(batch.volume.max()) == 1
 
