@@ -1,0 +1,192 @@
+"""Text models and their tokenisers through ``transformers``: safetensors only, no code of the model's authors."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from training_backend.data.text import vocabulary
+from training_backend.errors import ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    from training_backend.config.text import TextConfig
+
+VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
+PAD, UNKNOWN, START, STOP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+
+
+@dataclass
+class Tokeniser:
+    """Token numbers of texts, remembered per text.
+
+    Attributes:
+        backend: a ``tokenizers.Tokenizer`` that adds the marks at both ends.
+        longest: tokens after which a text is cut; its last mark is kept.
+        pad: number that fills a row.
+    """
+
+    backend: Any
+    longest: int
+    pad: int
+
+    def __post_init__(self) -> None:
+        self._known: dict[str, list[int]] = {}
+        self.backend.no_padding()
+        self.backend.no_truncation()
+
+    def ids(self, text: str) -> list[int]:
+        """Token numbers of a text with its marks, not more than `longest`."""
+        if text not in self._known:
+            whole = list(self.backend.encode(text).ids)
+            self._known[text] = whole if len(whole) <= self.longest else [*whole[: self.longest - 1], whole[-1]]
+        return self._known[text]
+
+    def length(self, text: str) -> int:
+        """Tokens of the whole text."""
+        return len(self.backend.encode(text).ids)
+
+    def batch(self, texts: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Token numbers [B, T] and mask [B, T], 1 where there is a token; T is that of the longest text."""
+        rows = [self.ids(text) for text in texts]
+        ids = torch.full((len(rows), max(map(len, rows), default=1)), self.pad)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row)
+            mask[index, : len(row)] = 1
+        return ids.to(device), mask.to(device)
+
+    def to_json(self) -> str:
+        """What `text_model` needs to make it again."""
+        text: str = self.backend.to_str()
+        return text
+
+
+def text_model(config: TextConfig, reports: Sequence[str] = ()) -> tuple[nn.Module, Tokeniser]:
+    """Text model and tokeniser of `config`.
+
+    With `config.architecture` and `tokeniser` the model has fresh weights, for those of a checkpoint to be put in. With
+    a `source` both are read from there. With neither a small model is made that knows the words of `reports`.
+
+    Raises:
+        ConfigError: ``transformers`` is not installed, or no reports to make a vocabulary of.
+        WeightsError: the source has no vocabulary, no safetensors, or is not there.
+    """
+    transformers = _transformers()
+    if config.architecture and config.tokeniser:
+        settings = json.loads(config.architecture)
+        model = transformers.AutoModel.from_config(
+            transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+        )
+        return model, _tokeniser(config.tokeniser, config, model)
+    if config.source:
+        return _from_source(config)
+    return _small(config, reports)
+
+
+def architecture(model: nn.Module) -> str:
+    """Settings of a text model as JSON, for `TextConfig.architecture`."""
+    settings: dict[str, Any] = model.config.to_diff_dict()  # type: ignore[union-attr, operator]
+    kept = {key: value for key, value in settings.items() if key not in ("transformers_version", "_name_or_path")}
+    return json.dumps({**kept, "model_type": model.config.model_type})  # type: ignore[union-attr]
+
+
+def _from_source(config: TextConfig) -> tuple[nn.Module, Tokeniser]:
+    import transformers
+
+    source = Path(config.source).expanduser()
+    where = str(source) if source.is_dir() else config.source
+    if source.is_dir():
+        _check_folder(source)
+    elif source.is_absolute() or config.source.startswith((".", "~")):
+        raise WeightsError(f"There is no folder {config.source} with a text model.", "Choose its folder or hub name.")
+    try:
+        tokeniser = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False, use_fast=True)
+        model = transformers.AutoModel.from_pretrained(where, trust_remote_code=False, use_safetensors=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"The text model {config.source} cannot be loaded: {reason}.",
+            "Choose a folder or hub name of a BERT or RoBERTa model with tokeniser and safetensors weights.",
+        ) from error
+    return model, _tokeniser(tokeniser.backend_tokenizer.to_str(), config, model)
+
+
+def _check_folder(folder: Path) -> None:
+    """Say what is missing in a folder before others guess."""
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder} has no config.json, so it holds no text model.", "Choose the model's folder.")
+    if not any((folder / name).is_file() for name in VOCABULARY):
+        raise WeightsError(
+            f"The text model in {folder} has no vocabulary ({', '.join(VOCABULARY)}).",
+            "Copy the tokeniser's files into the folder.",
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise WeightsError(
+            f"The text model in {folder} has no safetensors weights; other formats may run foreign code.",
+            "Get the model's .safetensors file, or convert it with transformers' save_pretrained.",
+        )
+
+
+def _small(config: TextConfig, reports: Sequence[str]) -> tuple[nn.Module, Tokeniser]:
+    """A small BERT with fresh weights, and a tokeniser of the words of `reports`."""
+    import transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    known = vocabulary(reports, config.least_count)
+    if not known:
+        raise ConfigError(
+            "There are no training reports to make a vocabulary of.", "Add reports to the dataset, or set text.source."
+        )
+    table = {word: number for number, word in enumerate((PAD, UNKNOWN, START, STOP, MASK, *known))}
+    backend = Tokenizer(models.WordLevel(table, unk_token=UNKNOWN))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = [(START, table[START]), (STOP, table[STOP])]
+    backend.post_processor = processors.TemplateProcessing(single=f"{START} $A {STOP}", special_tokens=marks)
+    settings = transformers.BertConfig(
+        vocab_size=len(table),
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.width,
+        max_position_embeddings=max(config.longest, 16),
+        pad_token_id=table[PAD],
+    )
+    model = transformers.AutoModel.from_config(settings)
+    return model, _tokeniser(backend.to_str(), config, model)
+
+
+def _tokeniser(text: str, config: TextConfig, model: nn.Module) -> Tokeniser:
+    from tokenizers import Tokenizer
+
+    settings: Any = model.config
+    backend = Tokenizer.from_str(text)
+    offset = int(settings.pad_token_id or 0) + 1 if "roberta" in settings.model_type else 0
+    longest = min(config.longest, int(settings.max_position_embeddings) - offset)
+    if backend.get_vocab_size() > settings.vocab_size:
+        raise WeightsError(
+            f"The tokeniser knows {backend.get_vocab_size()} tokens, but the text model only {settings.vocab_size}.",
+            "Take both from the same model.",
+        )
+    pad = settings.pad_token_id if settings.pad_token_id is not None else backend.token_to_id(PAD)
+    return Tokeniser(backend, longest, int(pad or 0))
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            "Reading reports needs the package transformers, which is not installed.",
+            'Install it with: pip install "napari-med3dssl[text]".',
+        ) from error
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    return transformers

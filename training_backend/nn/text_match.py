@@ -1,0 +1,204 @@
+"""How well texts fit volumes: latents, gates between tokens and sentences, and scores of prompts (CT-CLIP, MG-3D).
+
+Parameters are named as in the published weights: ``text_transformer``, ``local_img_cross_multihead_attention``,
+``to_visual_latent``, ``to_text_latent``, ``temperature``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from training_backend.nn.text_encoder import Tokeniser
+    from training_backend.nn.visual_tokens import VisualTokens
+
+Reading = Literal["first", "mean"]
+"""first: the vector of a text is that of its first token. mean: the mean of its tokens."""
+
+
+POOL_HEADS = 8
+"""Attention heads of `SentencePool`, as published."""
+
+
+class SentencePool(nn.Module):
+    """One vector of a set: its mean asks the mean and every member by multi-head attention."""
+
+    def __init__(self, width: int, heads: int = POOL_HEADS) -> None:
+        super().__init__()
+        self.heads = heads
+        for name in ("q_proj", "k_proj", "v_proj", "c_proj"):
+            setattr(self, name, nn.Linear(width, width))
+
+    def forward(self, members: Tensor) -> Tensor:
+        """Vectors [N, E] of sets [N, S, E]."""
+        rows = torch.cat([members.mean(1, keepdim=True), members], dim=1)
+        q, k, v = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project, x in ((self.q_proj, rows[:, :1]), (self.k_proj, rows), (self.v_proj, rows))
+        )
+        found: Tensor = self.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
+        return found
+
+
+class SentenceGates(nn.Module):
+    """Tokens of a scan and sentences gate each other: each row's value is scaled by how much the others attend to it.
+
+    With sigmoid weights P1 of sentences to tokens and P2 of tokens to sentences, a sentence keeps its value times the
+    mean of its row of P1, a token its value times the mean of its row of P2; nothing crosses over.
+
+    Args:
+        width: channels; a multiple of 8 where tokens are pooled.
+        pooled: in place of the mean, `SentencePool` makes one vector of a token's values as each sentence gates them,
+            as the published prompt scores do.
+    """
+
+    def __init__(self, width: int, pooled: bool = False) -> None:
+        super().__init__()
+        for name in ("query1", "key1", "value1", "query2", "key2", "value2"):
+            setattr(self, name, nn.Linear(width, width))
+        if pooled:
+            self.fc2 = SentencePool(width)
+        self.pooled = pooled
+
+    def forward(self, tokens: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gated tokens [B, I, E], P2 [B, I, S], gated sentences [B, S, E], P1 [B, S, I]."""
+        scale = 1 / math.sqrt(tokens.shape[-1])
+        p1 = (self.query2(sentences) @ self.key1(tokens).transpose(-1, -2) * scale).sigmoid()
+        p2 = (self.query1(tokens) @ self.key2(sentences).transpose(-1, -2) * scale).sigmoid()
+        value = self.value1(tokens)
+        if self.pooled:
+            each = p2[..., None] * value[:, :, None]
+            gated = self.fc2(each.flatten(0, 1)).unflatten(0, value.shape[:2])
+        else:
+            gated = value * p2.mean(-1, keepdim=True)
+        return gated, p2, self.value2(sentences) * p1.mean(-1, keepdim=True), p1
+
+
+class TextMatch(nn.Module):
+    """Visual tokens and a text encoder, each with a linear map to common latents.
+
+    Args:
+        visual: gives tokens [B, L, E]; None where tokens come from elsewhere.
+        text: text model of ``transformers``.
+        tokeniser: of the text model.
+        latent: channels of a latent.
+        tokens: number L and channels E of the visual tokens.
+        gates: layers of `SentenceGates` before the latents: 0 as CT-CLIP, 2 as MG-3D, for which E must be the width of
+            the text model.
+        reading: vector of a text.
+        freeze_text: keep the text model as it is.
+        latents_only: learn nothing but the maps to the latents (and the gates).
+    """
+
+    def __init__(
+        self,
+        visual: VisualTokens | None,
+        text: nn.Module,
+        tokeniser: Tokeniser | None,
+        latent: int,
+        tokens: tuple[int, int],
+        *,
+        gates: int = 0,
+        reading: Reading = "first",
+        freeze_text: bool = True,
+        latents_only: bool = False,
+    ) -> None:
+        super().__init__()
+        settings: Any = text.config
+        self.visual, self.tokeniser, self.reading, self.freeze_text = visual, tokeniser, reading, freeze_text
+        self.text_transformer = text
+        self.local_img_cross_multihead_attention = nn.ModuleList(
+            SentenceGates(tokens[1], pooled=True) for _ in range(gates)
+        )
+        self.to_visual_latent = nn.Linear(tokens[0] * tokens[1], latent, bias=False)
+        self.to_text_latent = nn.Linear(settings.hidden_size, latent, bias=False)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+        if freeze_text:
+            text.requires_grad_(False)
+        if latents_only:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_("latent" in name or "cross_multihead_attention" in name)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder of the volumes."""
+        assert self.visual is not None  # networks of tasks have one
+        return self.visual.encoder
+
+    def image_tokens(self, volume: Tensor) -> Tensor:
+        """Tokens [B, L, E] of `volume` [B, C, D, H, W]."""
+        assert self.visual is not None  # networks of tasks have one
+        tokens: Tensor = self.visual(volume)[0]
+        return tokens
+
+    def text_rows(self, texts: Sequence[str]) -> Tensor:
+        """Vectors [N, W] of texts."""
+        assert self.tokeniser is not None  # networks of tasks have one
+        ids, mask = self.tokeniser.batch(texts, self.to_text_latent.weight.device)
+        return self.read(ids, mask)
+
+    def read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Vectors [N, W] of texts of token numbers [N, T] and mask [N, T]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_text):
+            states: Tensor = self.text_transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+        if self.reading == "first":
+            return states[:, 0]
+        weights = mask[..., None].to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+    def image_latents(self, tokens: Tensor) -> Tensor:
+        """Unit vectors [B, latent] of tokens [B, L, E]."""
+        return F.normalize(self.to_visual_latent(tokens.flatten(1)), dim=-1)
+
+    def text_latents(self, rows: Tensor) -> Tensor:
+        """Unit vectors [N, latent] of the vectors of texts [N, W]."""
+        return F.normalize(self.to_text_latent(rows), dim=-1)
+
+    def scores(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Scores [B, S] of texts against each volume: cosine times the exponential of the temperature.
+
+        With gates the texts of a call are looked at together: the tokens are gated by all of them, as published.
+
+        Args:
+            tokens: [B, L, E].
+            rows: vectors [S, W] of texts.
+        """
+        if not len(self.local_img_cross_multihead_attention):
+            return self.image_latents(tokens) @ self.text_latents(rows).T * self.temperature.exp()
+        said = rows.expand(len(tokens), -1, -1)
+        for gate in self.local_img_cross_multihead_attention:
+            tokens, _, said, _ = gate(tokens, said)
+        cosine = torch.einsum("bl,bsl->bs", self.image_latents(tokens), self.text_latents(said))
+        return cosine * self.temperature.exp()
+
+    def presence(self, tokens: Tensor, findings: Sequence[str]) -> Tensor:
+        """Probability [B, K] that each finding is there: softmax over the scores of "X." and "not X."."""
+        rows = self.text_rows([text for finding in findings for text in prompts(finding)])
+        if not len(self.local_img_cross_multihead_attention):
+            return self.scores(tokens, rows).unflatten(1, (len(findings), 2)).softmax(-1)[..., 0]
+        pairs = [self.scores(tokens, rows[2 * index : 2 * index + 2]) for index in range(len(findings))]
+        return torch.stack(pairs, dim=1).softmax(-1)[..., 0]
+
+    def train(self, mode: bool = True) -> TextMatch:
+        """As usual, except that a frozen text model stays in evaluation mode."""
+        super().train(mode)
+        self.text_transformer.train(mode and not self.freeze_text)
+        return self
+
+
+def prompts(finding: str) -> tuple[str, str]:
+    """The two sentences about a finding: that it is there, and that it is not."""
+    return f"{finding}.", f"not {finding}."
+
+
+def contrast(images: Tensor, texts: Tensor, temperature: Tensor) -> Tensor:
+    """Symmetric cross entropy of matching pairs: latents [B, E] of volumes and of their reports, in the same order."""
+    logits = images @ texts.T * temperature.exp()
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
