@@ -139,3 +139,83 @@ def test_several_channels_move_together():
     batch = Batch(volume=torch.from_numpy(array)[None].float(), case_ids=["a"])
     apply(batch, [change(flip=(False, True, False), matrix=np.eye(3) / 1.1, sigma=(0.5, 0.5, 0.5))], [ISOTROPIC])
     assert torch.allclose(batch.volume[0, 1], 2 * batch.volume[0, 0], atol=1e-5)
+
+
+def test_later_settings_leave_earlier_draws_alone_and_keep_to_their_ranges():
+    old = AugmentConfig(rotate=1, noise=1, smooth=1, contrast=1)
+    new = old.updated({"linear_contrast": 1, "brightness": 1, "shift": 1, "quarter_turn": 1, "elastic": 1})
+    new = new.updated({"low_resolution": 1, "brightness_range": 0.1, "shift_range": 0.05, "elastic_voxels": 3})
+    for view in range(50):
+        before, after = draw(old, (0, 1, 2, view)), draw(new, (0, 1, 2, view))
+        assert (before.noise, before.sigma, before.gamma, before.seed) == (
+            after.noise,
+            after.sigma,
+            after.gamma,
+            after.seed,
+        )
+        assert (before.contrast, before.factor, before.offset, before.quarters, before.zoom) == (1, 1, 0, 0, 1)
+        assert before.elastic is None
+        assert 0.75 <= after.contrast <= 1.25
+        assert 0.9 <= after.factor <= 1.1
+        assert abs(after.offset) <= 0.05
+        assert after.quarters in (1, 2, 3)
+        assert 0 <= after.elastic[0] <= 3
+        assert 0.5 <= after.zoom <= 1
+    assert {draw(new, (0, 0, 0, view)).quarters for view in range(30)} == {1, 2, 3}
+
+
+def test_brightness_and_contrast_do_what_they_say():
+    image = torch.rand(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    bright = apply(batch_of(image, labels=False), [change(factor=1.1, offset=0.2)], [ISOTROPIC]).volume[0, 0]
+    torch.testing.assert_close(bright, image * 1.1 + 0.2)
+    flat = apply(batch_of(image, labels=False), [change(contrast=0.75)], [ISOTROPIC]).volume[0, 0]
+    torch.testing.assert_close(flat, (image - image.mean()) * 0.75 + image.mean())
+    sharp = apply(batch_of(image, labels=False), [change(contrast=1.25)], [ISOTROPIC]).volume[0, 0]
+    assert (sharp.amin(), sharp.amax()) == (image.amin(), image.amax())
+    assert sharp.std() > image.std()
+
+
+def test_gamma_may_keep_mean_and_deviation():
+    image = torch.rand(12, 12, 12, generator=torch.Generator().manual_seed(0)) * 3 - 1
+    plain, kept = (
+        apply(batch_of(image, labels=False), [change(gamma=1.5, gamma_keeps=keeps)], [ISOTROPIC]).volume[0, 0]
+        for keeps in (False, True)
+    )
+    assert abs(plain.mean() - image.mean()) > 0.1
+    torch.testing.assert_close(kept.mean(), image.mean(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(kept.std(), image.std(), atol=1e-5, rtol=0)
+
+
+def test_low_resolution_loses_detail_and_keeps_places():
+    image = torch.from_numpy(blob())
+    coarse = apply(batch_of(image, labels=False), [change(zoom=0.5)], [ISOTROPIC]).volume[0, 0]
+    assert coarse.unique().numel() > 2
+    assert float((coarse - image).abs().mean()) < 0.05
+    places = torch.stack(torch.meshgrid(*[torch.arange(24.0)] * 3, indexing="ij"))
+    centres = [(places * each).sum(dim=(1, 2, 3)) / each.sum() for each in (image, coarse)]
+    torch.testing.assert_close(centres[0], centres[1], atol=0.3, rtol=0)
+
+
+def test_quarter_turns_move_image_and_labels_together_where_slices_are_square():
+    image = torch.from_numpy(blob())
+    turned = apply(batch_of(image), [change(quarters=1)], [ISOTROPIC])
+    assert torch.equal(turned.volume[0, 0], image.rot90(1, (1, 2)))
+    assert torch.equal(turned.labels[0], (image.rot90(1, (1, 2)) > 0.5).long())
+    wide = torch.rand(4, 6, 8)
+    assert torch.equal(apply(batch_of(wide, labels=False), [change(quarters=1)], [ISOTROPIC]).volume[0, 0], wide)
+
+
+def test_deformation_moves_labels_with_the_image_smoothly_and_by_its_seed():
+    image = torch.from_numpy(blob((32, 32, 32), (15, 16, 17), 7.0))
+    drawn = [change(elastic=(3.0, 10.0), seed=seed) for seed in (4, 4, 5)]
+    bent = [apply(batch_of(image), [one], [ISOTROPIC]) for one in drawn]
+    assert torch.equal(bent[0].volume, bent[1].volume)
+    assert not torch.equal(bent[0].volume, bent[2].volume)
+    inside = bent[0].labels[0] != 255
+    agrees = ((bent[0].volume[0, 0] > 0.5) == (bent[0].labels[0] == 1))[inside]
+    assert agrees.float().mean() > 0.99
+    moved = ((bent[0].volume[0, 0] > 0.5) != (image > 0.5)).float().sum() / image.sum()
+    assert 0.02 < moved < 1.0
+    assert torch.equal(
+        apply(batch_of(image), [change(elastic=(0.0, 10.0))], [ISOTROPIC]).labels[0], (image > 0.5).long()
+    )

@@ -109,3 +109,13 @@ def test_flips_make_the_prediction_equivariant() -> None:
     with torch.no_grad():
         one, other = predictor(volume), predictor(volume.flip(2, 4)).flip(2, 4)
     assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(21, 30, 17), (5, 40, 16)])
+def test_constant_weights_and_zeros_around_are_monai_s_own(shape: tuple[int, int, int]) -> None:
+    net, volume = network(), torch.rand(1, 1, *shape) + 1
+    tiling = Tiling(WINDOW, 0.75, batch=4, blend="constant", fill=0.0)
+    with torch.no_grad():
+        expected = sliding_window_inference(volume, WINDOW, 4, net, overlap=0.75, mode="constant")[0]
+        found = predict_probabilities(net, volume, tiling)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

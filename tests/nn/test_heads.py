@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from training_backend.errors import ConfigError
+from training_backend.nn.ar import ArEncoder
 from training_backend.nn.heads import KINDS, VolumeHead, authors_names, embeddings, layer_id, own_names
 from training_backend.nn.vit import VitEncoder
 
@@ -72,3 +74,24 @@ def test_the_head_is_the_last_layer() -> None:
         2,
         3,
     ]
+
+
+def test_a_head_over_tokens_is_the_mean_of_their_evidence_and_has_no_bias() -> None:
+    network = VolumeHead(encoder(), 3, "tokens").eval()
+    volume = torch.rand(2, 1, 16, 20, 24)  # padded to whole patches
+    evidence = network.evidence(volume)
+    assert evidence.shape == (2, 3, 2, 3, 3)
+    torch.testing.assert_close(evidence.mean(dim=(2, 3, 4)), network(volume))
+    assert [name for name, _ in network.named_parameters() if not name.startswith("encoder.")] == ["score.weight"]
+    assert layer_id(network, "score.weight") == 3
+
+
+def test_other_heads_have_no_evidence_and_say_what_would() -> None:
+    with pytest.raises(ConfigError, match=r"task\.pooling tokens"):
+        VolumeHead(encoder(), 3, "global").evidence(torch.rand(1, 1, 16, 16, 16))
+
+
+def test_a_start_token_is_taken_for_a_class_token() -> None:
+    network = VolumeHead(ArEncoder((16, 16, 16), (8, 8, 8), 1, 24, 2, 3, 48), 2, "global")
+    assert network.head.weight.shape == (2, 48)
+    assert network(torch.rand(1, 1, 16, 16, 16)).shape == (1, 2)

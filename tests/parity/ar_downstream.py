@@ -23,7 +23,6 @@ from training_backend.data.finetune_published import atrium_crop, decathlon_case
 from training_backend.data.read import read_labels, read_volume
 from training_backend.engine.schedule import learning_rate, lr_at_epoch
 from training_backend.evaluate.sliding import Tiling, predict_probabilities
-from training_backend.nn import heads, unetr_published
 from training_backend.nn.ar import ArEncoder
 from training_backend.nn.dice import dice_ce
 from training_backend.nn.heads import VolumeHead
@@ -45,6 +44,15 @@ def encoder(config: dict[str, Any], size: str) -> ArEncoder:
         positions=config.pop("pos_type"),
         axes="zyx",
     )
+
+
+def to_ours(state: dict[str, Any], stem: str) -> dict[str, Any]:
+    """Tensors under our names: the authors call their encoder `stem`."""
+    return {f"encoder.{key.removeprefix(stem)}" if key.startswith(stem) else key: state[key] for key in state}
+
+
+def to_theirs(state: dict[str, Any], stem: str) -> dict[str, Any]:
+    return {f"{stem}{key.removeprefix('encoder.')}" if key.startswith("encoder.") else key: state[key] for key in state}
 
 
 def tolerance(case: Case, name: str) -> dict[str, float]:
@@ -69,8 +77,8 @@ def check_segmentation(case: Case) -> None:
     encoder_ = encoder(config, "roi")
     net = PublishedUnetr(encoder_, config.pop("out_channels"), feature_size=config.pop("feature_size"))
     assert not config, f"settings that the suite does not understand: {sorted(config)}"
-    net.load_state_dict(unetr_published.own_names(case.weights()))
-    assert unetr_published.authors_names(net.state_dict()).keys() == case.weights().keys()
+    net.load_state_dict(to_ours(case.weights(), "vit."))
+    assert to_theirs(net.state_dict(), "vit.").keys() == case.weights().keys()
 
     volume = case.tensor("image")
     depth = int(case.arrays["n_hidden"])
@@ -90,7 +98,7 @@ def check_segmentation(case: Case) -> None:
     compare(case, "dice_loss", dice, "loss")
     compare(case, "loss", dice + entropy)
     (dice + entropy).backward()
-    norms = unetr_published.authors_names({name: p.grad.norm() for name, p in net.named_parameters()})
+    norms = to_theirs({name: p.grad.norm() for name, p in net.named_parameters()}, "vit.")
     assert sorted(norms) == sorted(name.removeprefix("gradnorm/") for name in case.arrays if "gradnorm/" in name)
     for name, norm in norms.items():
         compare(case, f"gradnorm/{name}", norm)
@@ -106,8 +114,8 @@ def check_classification(case: Case) -> None:
     encoder_ = encoder(config, "img_size")
     assert not config, f"settings that the suite does not understand: {sorted(config)}"
     net = VolumeHead(encoder_, classes, "tokens")
-    net.load_state_dict(heads.scored_own_names(case.weights()))
-    assert heads.scored_authors_names(net.state_dict()).keys() == case.weights().keys()
+    net.load_state_dict(to_ours(case.weights(), "model."))
+    assert to_theirs(net.state_dict(), "model.").keys() == case.weights().keys()
 
     volume, labels = case.tensor("image"), case.tensor("labels")
     features = encoder_.encode(volume)
@@ -131,7 +139,7 @@ def check_classification(case: Case) -> None:
         one = classification_loss(logits, soft_target(labels[:1].expand(len(labels)), task), task)
         compare(case, "loss_single_class_batch", one, "loss")
     loss.backward()
-    gradients = heads.scored_authors_names({name: p.grad for name, p in net.named_parameters()})
+    gradients = to_theirs({name: p.grad for name, p in net.named_parameters()}, "model.")
     assert sorted(gradients) == sorted(name.removeprefix("grad/") for name in case.arrays if "grad/" in name)
     for name, gradient in gradients.items():
         compare(case, f"grad/{name}", gradient)
@@ -181,7 +189,7 @@ def check_groups(folder: Path, value: Any) -> None:
         depth = 1 + max(int(found[1]) for name in expected if (found := re.search(r"layers\.(\d+)\.", name)))
         small = ArEncoder((32, 32, 32), (16, 16, 16), 1, 12, depth, 2, 24, positions=positions, axes="zyx")
         net = VolumeHead(small, 2, "tokens") if kind == "covid" else PublishedUnetr(small, 2, feature_size=2)
-        named = heads.scored_authors_names if kind == "covid" else unetr_published.authors_names
+        stem = "model." if kind == "covid" else "vit."
         decay = 1.0 if kind.endswith("single") else told["layer_decay"]
         groups_ = layer_decay_groups(
             net, lambda name, net=net: segmentation.layer_id(net, name), depth + 1, decay, told["weight_decay"]
@@ -190,7 +198,7 @@ def check_groups(folder: Path, value: Any) -> None:
         ours = {
             f"{prefix}{name}": (group["weight_decay"], group["lr_scale"])
             for group in groups_
-            for name in named(dict.fromkeys(group["names"]))
+            for name in to_theirs(dict.fromkeys(group["names"]), stem)
         }
         assert ours.keys() == expected.keys()
         for name, pair in expected.items():

@@ -227,7 +227,7 @@ def _coarsened(view: Tensor, zoom: float) -> Tensor:
     from torch.nn import functional
 
     size = [max(1, round(n * zoom)) for n in view.shape[1:]]
-    coarse = functional.interpolate(view[None], size=size, mode="nearest-exact")
+    coarse = functional.interpolate(view[None], size=size, mode="trilinear", align_corners=False)
     return functional.interpolate(coarse, size=view.shape[1:], mode="trilinear", align_corners=False)[0]
 
 

@@ -156,16 +156,6 @@ def authors_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("encoder."): value for key, value in state.items()}
 
 
-def scored_own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a file with ``model.`` (the encoder) and ``score.weight`` under the names of a "tokens" head."""
-    return {f"encoder.{key.removeprefix('model.')}" if key.startswith("model.") else key: state[key] for key in state}
-
-
-def scored_authors_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `scored_own_names`."""
-    return {f"model.{key.removeprefix('encoder.')}" if key.startswith("encoder.") else key: state[key] for key in state}
-
-
 def _encode(encoder: Encoder, volume: Tensor) -> tuple[Tensor, Tensor | None]:
     out = encoder.encode(pad_to_patch(volume, encoder.patch_size))
     return out.tokens, out.summary

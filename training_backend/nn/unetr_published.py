@@ -7,8 +7,7 @@ export without translation of the decoder's part.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
@@ -98,16 +97,6 @@ class PublishedUnetr(nn.Module):
 
     def _turn_back(self, x: Tensor) -> Tensor:
         return x.flip(2, 3).permute(0, 1, 4, 3, 2) if self.turned else x
-
-
-def own_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights of an authors' file, whose encoder is called ``vit``, under the names of `PublishedUnetr`."""
-    return {f"encoder.{key.removeprefix('vit.')}" if key.startswith("vit.") else key: state[key] for key in state}
-
-
-def authors_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `own_names`."""
-    return {f"vit.{key.removeprefix('encoder.')}" if key.startswith("encoder.") else key: state[key] for key in state}
 
 
 def _kernels(patch_size: Triple, *, turned: bool) -> list[Triple]:
