@@ -13,7 +13,14 @@ from training_backend.errors import ConfigError, DataError
 from training_backend.methods.base import Batch
 from training_backend.methods.mae3d import METHOD
 from training_backend.tasks.base import Cancelled, CaseResult
-from training_backend.tasks.classification import TASK, ClassificationConfig, classification_loss, mixed, soft_target
+from training_backend.tasks.classification import (
+    TASK,
+    ClassificationConfig,
+    classification_loss,
+    evidence,
+    mixed,
+    soft_target,
+)
 
 TINY = {"method": {"embed_dim": 24, "depth": 2, "heads": 3}, "data": {"size": (16, 16, 16)}}
 
@@ -47,6 +54,10 @@ def test_every_preset_is_a_valid_run(preset: str) -> None:
         ({}, torch.tensor([0.0, 1.0, 0.0, 1.0])),
         ({"hidden": (8,)}, torch.tensor([[0.0], [1.0], [0.0], [1.0]])),
         ({"kind": "multiclass", "classes": 3, "pooling": "class"}, torch.tensor([0.0, 1.0, 2.0, 1.0])),
+        (
+            {"kind": "multiclass", "classes": 2, "pooling": "tokens", "balanced": True},
+            torch.tensor([0.0, 1.0, 1.0, 1.0]),
+        ),
         ({"kind": "multilabel", "classes": 2}, torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])),
     ],
 )
@@ -80,6 +91,21 @@ def test_losses_are_the_published_ones() -> None:
     one = ClassificationConfig(kind="multiclass", classes=3, smoothing=0.1)
     expected = F.cross_entropy(logits, classes, label_smoothing=0.1)
     torch.testing.assert_close(classification_loss(logits, soft_target(classes, one), one), expected)
+
+
+def test_balanced_classes_count_the_same_and_a_class_that_is_absent_counts_nothing() -> None:
+    logits, classes = torch.randn(6, 3), torch.tensor([0, 0, 0, 0, 1, 1])
+    task = ClassificationConfig(kind="multiclass", classes=3, balanced=True)
+    means = [F.cross_entropy(logits[classes == each], classes[classes == each]) for each in (0, 1)]
+    loss = classification_loss(logits, soft_target(classes, task), task)
+    torch.testing.assert_close(loss, (means[0] + means[1]) / 3)
+
+
+def test_evidence_of_patches_adds_up_to_the_answer() -> None:
+    run = config(kind="multiclass", classes=2, pooling="tokens")
+    model, volume = network(run).eval(), torch.rand(1, 1, 16, 16, 16)
+    probabilities = TASK.predict(model, run, volume, None)
+    torch.testing.assert_close(evidence(model, volume).mean(dim=(1, 2, 3)).softmax(0), probabilities)
 
 
 def test_mixup_blends_volumes_and_targets_alike_and_only_by_the_generator() -> None:
@@ -124,10 +150,17 @@ def test_one_volume_at_a_time_cannot_train_a_head_with_batch_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    "task", [{"classes": 2}, {"kind": "multiclass"}, {"kind": "multilabel", "classes": 2, "class_weights": (1.0,)}]
+    "task",
+    [
+        {"classes": 2},
+        {"kind": "multiclass"},
+        {"kind": "multilabel", "classes": 2, "class_weights": (1.0,)},
+        {"pooling": "tokens", "hidden": (8,)},
+        {"kind": "multilabel", "classes": 2, "balanced": True},
+    ],
 )
 def test_contradicting_settings_get_a_sentence(task: dict) -> None:
-    with pytest.raises(ConfigError, match=r"exactly 1 output|needs 2 entries"):
+    with pytest.raises(ConfigError, match=r"exactly 1 output|needs 2 entries|leave hidden empty|needs kind multiclass"):
         config(**task)
 
 
