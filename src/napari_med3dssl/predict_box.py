@@ -159,7 +159,8 @@ class PredictBox(QWidget):
         self.table.setVisible(bool(rows))
         self.export_button.setVisible(self._result is not None)
         notes = " ".join(values["notes"])
-        self.notice.say("warning" if notes else "ok", notes or f"{name} was predicted by {run}.")
+        said = [notes or f"{name} was predicted by {run}.", values.get("text", "")]
+        self.notice.say("warning" if notes else "ok", "\n".join(part for part in said if part))
 
     def _overlays(self, name: str, run: str, values: dict[str, Any]) -> list[_layers.LayerData]:
         labels: Volume = values["labels"]

@@ -72,8 +72,8 @@ class ViewLoader:
     Args:
         dataset: opened dataset.
         config: of the run.
-        needs: "labels" or "target" keeps cases that have them, "pairs" shows two at once; None takes all, unlabelled
-            ones included.
+        needs: "labels", "target" or "text" keeps cases that have them, "pairs" shows two at once; None takes all,
+            unlabelled ones included.
         split: "train" shuffles and augments without end; others are one pass in order, without augmentation.
         rank: of this process among `world`; each gets its part of every step.
         world: number of processes.
@@ -138,6 +138,8 @@ class ViewLoader:
         extra: dict[str, Any] = {"spacing_mm": list(views.spacing_mm)}
         if self.sequences is not None:
             extra["kinds"] = list(views.kinds)
+        if self.needs == "text":  # reports stay in this process, and go nowhere but into the batch
+            extra["texts"] = [self.cases[index].report for _, _, index, _ in views.keys]
         batch = Batch(
             volume=self._normalised(images, views),
             case_ids=list(views.case_ids),
@@ -249,7 +251,7 @@ class ViewLoader:
         masks = [torch.zeros(size, dtype=torch.bool) if mask is None else mask for mask in padding]
         keys = [self._key(slot) for slot, _, _ in good]
         target = None
-        if self.needs == "target":
+        if self.needs == "target" or (self.needs == "text" and all(case.target is not None for case in self.cases)):
             targets = [self.cases[index].target for _, _, index, _ in keys]
             target = torch.tensor(targets, dtype=torch.float32)
             target = target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
@@ -418,15 +420,14 @@ def _choose_cases(dataset: Dataset, config: RunConfig, needs: str | None, split:
     cases = dataset.cases(split=split)  # type: ignore[arg-type]
     if split == "train" and needs is None:
         cases = sorted(cases + dataset.cases(split="unlabelled"), key=lambda case: case.id)
-    if needs == "labels":
-        cases = [case for case in cases if case.label is not None]
-    elif needs == "target":
-        cases = [case for case in cases if case.target is not None]
-        lengths = {len(case.target or ()) for case in cases}
+    cases = [case for case in cases if case.has(needs)]
+    if needs in ("target", "text"):
+        lengths = {len(case.target) for case in cases if case.target is not None}
         if len(lengths) > 1:
             raise DataError(f"Targets have different lengths: {sorted(lengths)}.", "Give each case as many values.")
     if not cases:
-        wanted = {"labels": " with a label map", "target": " with a target"}.get(needs or "", "")
+        nouns = {"labels": " with a label map", "target": " with a target", "text": " with a report"}
+        wanted = nouns.get(needs or "", "")
         raise DataError(
             f"The dataset {dataset.info.name} has no case{wanted} in its {split} split.",
             "Look at it with: med3dssl data inspect.",

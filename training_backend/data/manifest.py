@@ -56,6 +56,13 @@ class CaseRecord(ConfigModel):
     store: dict[str, Any] = Field(default_factory=dict)
     """Filled by ingest: geometry of the stored grid, start of the body box, intensity statistics per image."""
 
+    def has(self, needs: str | None) -> bool:
+        """Whether the case has what a task needs: "labels", a "target", or a report ("text"); true for all else."""
+        if needs == "text":
+            return bool(self.report.strip())
+        given = {"labels": self.label, "target": self.target}
+        return given.get(needs or "", self.images) is not None
+
 
 class ClassEntry(ConfigModel):
     """One row of the class table."""

@@ -50,9 +50,12 @@ def card_of(work: Work, step: int) -> dict[str, Any]:
     """What a reader of the weights must know: how to build, prepare and judge the model, and what it learnt from."""
     progress, info = work.state.progress, work.dataset.info
     network = work.state.evaluated
+    config = self_contained(work.config)
+    if work.task is not None and work.task.contained is not None:
+        config = work.task.contained(network, config)
     return {
         "kind": work.config.kind,
-        "config": self_contained(work.config).model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
         "profile": profile_of(work).model_dump(mode="json"),
         "classes": [entry.model_dump(mode="json") for entry in info.classes],
         "target_names": list(info.target_names),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,12 +59,7 @@ def improves(work: Work, score: float) -> bool:
 
 def validation_cases(work: Work, split: Split = "val") -> list[CaseRecord]:
     """Cases of `split` that have what the task needs."""
-    cases = work.dataset.cases(split=split)
-    if work.needs == "labels":
-        return [case for case in cases if case.label is not None]
-    if work.needs == "target":
-        return [case for case in cases if case.target is not None]
-    return list(cases)
+    return [case for case in work.dataset.cases(split=split) if case.has(work.needs)]
 
 
 def predict_case(work: Work, task: Task, prepared: Prepared, stop: Callable[[], bool]) -> npt.NDArray[np.float32]:
@@ -132,7 +128,10 @@ def _case_metrics(work: Work, task: Task, stop: Callable[[], bool]) -> dict[str,
         for case in cases[work.runtime.rank :: work.runtime.world]:
             _check(work, stop)
             prepared = stored_input(work.dataset, case, profile)
-            results.append(case_result(case, prepared, predict_case(work, task, prepared, stop)))
+            result = case_result(case, prepared, predict_case(work, task, prepared, stop))
+            if task.truth is not None:
+                result = replace(result, truth=task.truth(work.state.evaluated, work.config, case))
+            results.append(result)
     everyone = sorted(work.runtime.gather(results), key=lambda result: result.case_id)
     return dict(task.evaluate(work.config, everyone)) if everyone else {}
 

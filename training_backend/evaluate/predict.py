@@ -15,6 +15,7 @@ import numpy as np
 from training_backend.config.registry import task as find_task
 from training_backend.data.volume import Array, Volume
 from training_backend.errors import ConfigError, ResourceError
+from training_backend.files import write_text
 from training_backend.tasks.base import Cancelled, Progress
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class VolumePrediction:
         volumes_ml: volume of each class but background, by name.
         probabilities: one volume per class on request, on the same grid.
         values: for models of whole cases: probability by class name, or value by target name.
+        text: for models that write a report.
         notes: sentences about what was done differently, e.g. when memory was short.
     """
 
@@ -51,6 +53,7 @@ class VolumePrediction:
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
     probabilities: tuple[Volume, ...] = ()
     values: Mapping[str, float] = field(default_factory=dict)
+    text: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -64,6 +67,7 @@ class Prediction:
         probability_paths: one file per class on request.
         volumes_ml: volume of each class but background, by name.
         values: probability by class name, or value by target name.
+        text: the written report.
         notes: sentences about what was done differently.
     """
 
@@ -72,13 +76,14 @@ class Prediction:
     probability_paths: tuple[Path, ...] = ()
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict)
+    text: str = ""
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Volumes or values, and the notes, in one line."""
         volumes = [f"{name} {value:.1f} ml" for name, value in self.volumes_ml.items()]
         values = [f"{name} {value:.4g}" for name, value in self.values.items()]
-        return " ".join([", ".join(volumes + values), *self.notes]).strip()
+        return " ".join([", ".join(volumes + values), self.text, *self.notes]).strip()
 
 
 def predict_files(
@@ -96,8 +101,8 @@ def predict_files(
     """Predict scans with a fine-tuned model and write the results into a folder.
 
     Segmentations become ``NAME_seg`` label volumes in the format of the file (NIfTI where it cannot be written),
-    exactly on its grid; registrations what `register_files` says; other tasks add a row to ``predictions.csv``.
-    Existing files are never replaced.
+    exactly on its grid; registrations what `register_files` says; reports become ``NAME_report.txt``; other tasks add a
+    row to ``predictions.csv``. Existing files are never replaced.
 
     Args:
         source: run directory, model folder or file of a fine-tuned model.
@@ -179,6 +184,10 @@ def predict_volumes(
     if config.task is not None and config.task.name == "segmentation":
         return _segment(case, prepared, volumes, probabilities, chosen_device(device))
     values, notes = _on_ladder(case, chosen_device(device), _whole_case)
+    task = find_task(config.task.name) if config.task else None
+    if task is not None and task.told is not None:
+        told = task.told(config, values.numpy())
+        return VolumePrediction(values=told.values, text=told.text, notes=notes)
     names = _value_names(loaded, len(values))
     return VolumePrediction(values=dict(zip(names, values.tolist(), strict=True)), notes=notes)
 
@@ -369,6 +378,10 @@ def _write(found: VolumePrediction, source: Path, output: Path) -> Prediction:
     stem = source.name if source.is_dir() else scan_name(source)
     suffix = suffix_of(source) if suffix_of(source) in WRITABLE else ".nii.gz"
     common: dict[str, Any] = {"volumes_ml": found.volumes_ml, "values": found.values, "notes": found.notes}
+    if found.text:
+        path = free_path(output, f"{stem}_report", ".txt")
+        write_text(path, f"{found.text}\n")
+        return Prediction(source, path, text=found.text, **common)
     if found.labels is None:
         return Prediction(source, _add_row(output / "predictions.csv", source, found.values), **common)
     path = write_volume(found.labels, free_path(output, f"{stem}_seg", suffix))

@@ -47,7 +47,7 @@ def score_split(source: str | Path, data: Path, split: Split, progress: Progress
         from training_backend.evaluate.score_pairs import pair_table
 
         return pair_table(model, dataset, split, progress)
-    cases = [case for case in dataset.cases(split=split) if (case.label if task.needs == "labels" else case.target)]
+    cases = [case for case in dataset.cases(split=split) if case.has(task.needs)]
     if not cases:
         raise DataError(f"The split {split!r} of {dataset.info.name} has no case with {task.needs}.")
     if task.needs == "labels":
@@ -55,7 +55,11 @@ def score_split(source: str | Path, data: Path, split: Split, progress: Progress
     results = []
     for done, case in enumerate(cases, 1):
         values = _predict(model, dataset, case)
-        results.append(CaseResult(case.id, values, np.asarray(case.target, np.float32), (1.0, 1.0, 1.0)))
+        if task.truth is not None:
+            truth = task.truth(model.module, model.config, case)
+        else:
+            truth = np.asarray(case.target, np.float32)
+        results.append(CaseResult(case.id, values, truth, (1.0, 1.0, 1.0)))
         _tell(progress, done / len(cases))
     table = Table(("metric", "value"))
     for name, value in task.evaluate(model.config, results).items():

@@ -172,6 +172,7 @@ class Session:
             "volumes_ml": dict(found.volumes_ml),
             "probabilities": list(found.probabilities),
             "values": dict(found.values),
+            "text": found.text,
             "notes": list(found.notes),
         }
 
