@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from training_backend.engine import seeds
+from training_backend.engine.batch_norm import by_running_statistics, parts
 from training_backend.engine.memory import does_not_fit, is_out_of_memory
 from training_backend.engine.optim import set_learning_rate
 from training_backend.tasks.base import Cancelled
@@ -81,10 +82,11 @@ def _accumulate(work: Work, views: StepViews, abandon: Callable[[], bool]) -> _S
     state.optimizer.zero_grad(set_to_none=True)
     state.network.train()
     try:
-        for start in range(0, len(views), micro):
+        for part in parts(state.network, len(views), micro):
             if runtime.world == 1 and abandon():
                 raise Cancelled
-            _micro_step(work, views[start : start + micro], start, sums)
+            with by_running_statistics(state.network, part.stop - part.start):
+                _micro_step(work, views[part], part.start, sums)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -19,13 +19,13 @@ from training_backend.data.ar_lists import open_dataset
 from training_backend.data.dataset import Dataset
 from training_backend.data.loader import ViewLoader
 from training_backend.engine import seeds
+from training_backend.engine.batch_norm import batch_norms
 from training_backend.engine.memory import tune_blocks
 from training_backend.engine.optim import make_optimizer
 from training_backend.engine.runtime import Runtime
 from training_backend.engine.state import Progress, TrainState, averaged
 from training_backend.errors import ConfigError
 from training_backend.methods.base import Batch, StepOutput
-from training_backend.tasks.segmentation import check_labels
 
 if TYPE_CHECKING:
     from training_backend.methods.base import Encoder, Method
@@ -86,10 +86,11 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
     task = find_task(config.task.name) if config.task else None
     dataset = open_dataset(config)
     loader = ViewLoader(dataset, config, needs=task.needs if task else None, rank=runtime.rank, world=runtime.world)
-    if task is not None and task.needs == "labels":
-        check_labels(config, loader.cases)
+    if task is not None and task.check is not None:
+        task.check(config, [*loader.cases, *dataset.cases(split="val")])
     network, imported = build_network(config if not resuming else config.updated({"weights": ""}), method, task)
     _check_channels(config, method.encoder(network) if task is None else network.encoder)  # type: ignore[arg-type]
+    _check_batch(config, network, runtime.world)
     network.to(runtime.device)
     layer_id = functools.partial(task.layer_id, network) if task else None
     optimizer = make_optimizer(network, config.optim, layer_id, runtime.precision)
@@ -136,4 +137,14 @@ def _check_channels(config: RunConfig, encoder: Encoder) -> None:
         raise ConfigError(
             f"The network takes {encoder.in_channels} channels, but the views have {given}.",
             "Name as many contrasts in data.contrasts as method.in_channels says, or leave method.in_channels empty.",
+        )
+
+
+def _check_batch(config: RunConfig, network: nn.Module, world: int) -> None:
+    views = math.ceil(config.optim.batch_size / world)
+    if views < 2 and batch_norms(network):
+        raise ConfigError(
+            "The head's hidden layers have batch normalisation, which compares volumes and needs at least 2 per step "
+            f"and process; optim.batch_size {config.optim.batch_size} gives 1.",
+            "Raise optim.batch_size, or leave task.hidden empty.",
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from training_backend.config import RunConfig
+    from training_backend.data.manifest import CaseRecord
     from training_backend.methods.base import Encoder
 
 
@@ -98,6 +99,38 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Published: batch 3 accumulated 4 times; warm-up 5 of 200 epochs."""
 
 
+def check_targets(run: RunConfig, cases: Sequence[CaseRecord]) -> None:
+    """Refuse cases whose target the task has no place for.
+
+    Raises:
+        ConfigError: a class number beyond `task.classes`, another number of labels, or a label that is neither yes nor
+            no.
+    """
+    from training_backend.errors import ConfigError
+
+    task = _config(run)
+    for case in cases:
+        values = case.target or ()
+        if task.kind == "multiclass" and len(values) == 1:
+            if not (0 <= values[0] < task.classes and values[0] == int(values[0])):
+                raise ConfigError(
+                    f"The task has {task.classes} classes, numbered 0 to {task.classes - 1}, but case {case.id} is of "
+                    f"class {values[0]:g}.",
+                    "Count classes from 0 and set task.classes.",
+                )
+        elif values and len(values) != task.classes:
+            raise ConfigError(
+                f"The task has {task.classes} labels per case, but case {case.id} has {len(values)}.",
+                "Set task.classes.",
+            )
+        elif not all(0 <= value <= 1 for value in values):
+            wrong = next(value for value in values if not 0 <= value <= 1)
+            raise ConfigError(
+                f"A label is 0 for no or 1 for yes, but case {case.id} has {wrong:g}.",
+                "For several classes of which one holds, choose the kind multiclass.",
+            )
+
+
 def build(run: RunConfig, encoder: Encoder) -> nn.Module:
     """Encoder with a classification head."""
     from training_backend.nn.heads import VolumeHead
@@ -111,13 +144,7 @@ def build(run: RunConfig, encoder: Encoder) -> nn.Module:
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
     """Loss of a batch whose `target` is [B] or [B, K]; mixup is drawn from `generator`."""
     config: ClassificationConfig = network.task  # type: ignore[assignment]
-    if config.hidden and len(batch.volume) < 2:
-        from training_backend.errors import ConfigError
-
-        raise ConfigError(
-            "A head with hidden layers has batch normalisation and needs at least 2 volumes at a time, but got 1.",
-            "Raise optim.batch_size and engine.micro_batch, or leave task.hidden empty.",
-        )
+    _check_size(network, len(batch.volume))
     target = soft_target(_target(batch), config)
     volume = batch.volume
     if config.mixup and len(volume) > 1:
@@ -224,6 +251,19 @@ def layer_id(network: nn.Module, parameter: str) -> int:
     return heads.layer_id(network, parameter)
 
 
+def _check_size(network: nn.Module, views: int) -> None:
+    """Batch norm in training compares volumes; the engine sees to it that there are always two."""
+    from torch import nn
+
+    from training_backend.errors import ConfigError
+
+    if views < 2 and any(isinstance(layer, nn.BatchNorm1d) and layer.training for layer in network.modules()):
+        raise ConfigError(
+            "A head with hidden layers has batch normalisation and needs at least 2 volumes at a time, but got 1.",
+            "Raise optim.batch_size, or leave task.hidden empty.",
+        )
+
+
 def _target(batch: Batch) -> Tensor:
     from training_backend.errors import DataError
 
@@ -250,4 +290,5 @@ TASK = Task(
     predict=predict,
     evaluate=evaluate,
     layer_id=layer_id,
+    check=check_targets,
 )

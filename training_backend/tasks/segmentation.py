@@ -291,4 +291,5 @@ TASK = Task(
     predict=predict,
     evaluate=evaluate,
     layer_id=layer_id,
+    check=check_labels,
 )
