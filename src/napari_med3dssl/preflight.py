@@ -31,7 +31,7 @@ class Check:
 
 def checks(config: RunConfig, runs_folder: Path) -> list[Check]:
     """All checks of a run that is about to start; reads the dataset's manifest, so call it off the Qt thread."""
-    found = [_torch(), *_data(config), *_views(config)]
+    found = [_torch(), *_data(config), *_sequences(config), *_views(config)]
     if config.kind == "finetune" and not config.weights:
         found.append(Check("warning", "No backbone is chosen: training starts from random weights."))
     found.append(_disk(runs_folder))
@@ -45,10 +45,10 @@ def _torch() -> Check:
 
 
 def _data(config: RunConfig) -> list[Check]:
-    from training_backend.data.dataset import Dataset
+    from training_backend.data.ar_lists import open_dataset
 
     try:
-        dataset = Dataset.open(config.data.dataset)
+        dataset = open_dataset(config)
     except Med3dError as error:
         return [Check("error", f"{error} Choose or make one in Data.")]
     train, val = (_usable(config, dataset.cases(split=split)) for split in ("train", "val"))
@@ -79,6 +79,24 @@ def _sizes(config: RunConfig, cases: Sequence[CaseRecord]) -> list[Check]:
         text = f"{len(small)} of {len(cases)} scans are smaller than a view of {view}; they are padded."
         return [Check("warning", text)]
     return []
+
+
+def _sequences(config: RunConfig) -> list[Check]:
+    if config.data.view != "sequence":
+        return []
+    from training_backend.data.ar_lists import open_dataset
+    from training_backend.data.sequence import open_sequences
+
+    try:
+        dataset = open_dataset(config)
+    except Med3dError:
+        return []  # told already
+    cases = [case for split in ("train", "unlabelled") for case in dataset.cases(split=split)]  # type: ignore[arg-type]
+    try:
+        open_sequences(dataset, config, cases, "train")
+    except Med3dError as error:
+        return [Check("error", str(error))]
+    return [Check("ok", "The data can give every kind of sequence that is asked for.")]
 
 
 def _views(config: RunConfig) -> list[Check]:

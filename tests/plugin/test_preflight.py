@@ -54,3 +54,11 @@ def test_a_full_disk_and_missing_torch_forbid_the_start(
     error = sentences(pretrain_config("mae3d", "tiny", dataset), tmp_path, "error")
     assert "0.1 GB are free" in error
     assert "PyTorch is not installed" in error
+
+
+def test_sequences_that_the_data_cannot_give_are_told(dataset: Path, tmp_path: Path) -> None:
+    view = {"view": "sequence", "size": (16, 32, 32), "augment": {"flip": (0, 0, 0)}, "sequence": {"stride": 4}}
+    config = pretrain_config("mae3d", "tiny", dataset, {"data": view})
+    assert "can give every kind of sequence" in sentences(config, tmp_path, "ok")
+    longer = config.updated({"data": {"sequence": {"stride": 8}}})
+    assert "shorter than the stack of its slabs" in sentences(longer, tmp_path, "error")
