@@ -1,4 +1,4 @@
-"""The files of the published pre-processing: crops, lists, subset and validation rule, and whatever is wrong with them."""
+"""Files of the published pre-processing: crops, lists, subset and validation rule, and whatever is wrong with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training_backend.config import RunConfig
-from training_backend.data.ar_lists import EVERY, check_source, open_dataset, read_crop
+from training_backend.data.ar_lists import EVERY, check_source, lists_of, open_dataset, read_crop
 from training_backend.data.loader import ViewLoader
 from training_backend.data.sequence import example
 from training_backend.errors import ConfigError, DataError
@@ -119,6 +119,17 @@ def test_an_example_of_each_list(config):
         example(config(lists=config().data.sequence.lists[:1]), "contrast")
 
 
+def test_the_folder_of_the_lists_stands_for_a_dataset(config, files):
+    given = config(lists=()).updated({"data": {"dataset": files[0].parent}})
+    check_source(given)
+    views, named = next(loader(given).batches()), next(loader(config()).batches())
+    assert torch.equal(views.images, named.images)
+    assert lists_of(given) == tuple(files)
+    assert lists_of(given.updated({"data": {"view": "crop"}})) == ()
+    with pytest.raises(DataError, match="is not a dataset"):
+        check_source(given.updated({"data": {"dataset": files[0].parent.parent}}))
+
+
 def test_missing_crops_are_counted_and_named(config, files):
     for name in ("RSNA_1_0_1.npy", "contrast_2_3.npy"):
         (files[0].parent / "patch_random_spatial" / name).unlink()
@@ -148,7 +159,7 @@ def test_lists_that_do_not_fit(config, files, tmp_path):
         open_dataset(config(slabs=2))
     other = tmp_path / "crops.txt"
     other.write_text(files[0].read_text())
-    with pytest.raises(ConfigError, match="crops.txt does not tell which sequences it holds"):
+    with pytest.raises(ConfigError, match=r"crops.txt does not tell which sequences it holds"):
         open_dataset(config(lists=[other]))
     with pytest.raises(ConfigError, match="Two lists of spatial"):
         open_dataset(config(lists=[files[0], files[0]]))
@@ -158,7 +169,7 @@ def test_lists_that_do_not_fit(config, files, tmp_path):
 
 def test_flat_arrays_and_other_files_are_no_crops(tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros((3, 3)))
-    with pytest.raises(DataError, match="flat.npy is no three-dimensional array"):
+    with pytest.raises(DataError, match=r"flat.npy is no three-dimensional array"):
         read_crop(tmp_path / "flat.npy")
     (tmp_path / "text.npy").write_text("hello")
     with pytest.raises(DataError, match=r"text.npy holds"):

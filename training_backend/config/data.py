@@ -85,8 +85,8 @@ class SequenceConfig(ConfigModel):
     """Table of lesion boxes with a type, for semantic sequences: DeepLesion's ``DL_info.csv``, or a CSV with `case`,
     `type` and the place, as the guide on sequences says."""
     lists: tuple[Path, ...] = ()
-    """List files of the published pre-processing, whose ``.npy`` crops are used in place of a dataset; their lines are
-    drawn as often as they are there, whatever the weights."""
+    """List files of the published pre-processing, whose ``.npy`` crops are used in place of a dataset; when empty,
+    those in the folder given as dataset. Every line is drawn once an epoch, whatever the weights."""
     subset: bool = Field(False, json_schema_extra=ui(advanced=True))
     """With `lists`: the authors' subset, spatial crops of seven data sets and every second other line."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training_backend.config.run import RunConfig
-from training_backend.data.dataset import Dataset
+from training_backend.data.dataset import INFO, Dataset
 from training_backend.data.manifest import CaseRecord, DatasetInfo, ImageRecord, Split, dataset_folder
 from training_backend.data.sequence import KINDS, Kind, Open, Part, Recipe
 from training_backend.data.sequence_check import check_settings
@@ -76,19 +76,30 @@ def read_lists(lists: Sequence[Path], *, slabs: int, subset: bool = False) -> di
 
 def check_source(config: RunConfig) -> None:
     """Refuse a run whose dataset, or whose published lists, are not there."""
-    if config.data.view == "sequence" and config.data.sequence.lists:
+    if lists_of(config):
         open_dataset(config)
     else:
         dataset_folder(config.data.dataset)
 
 
+def lists_of(config: RunConfig) -> tuple[Path, ...]:
+    """Published lists that a run trains on: those that are named, or those in the folder given as its dataset."""
+    if config.data.view != "sequence" or config.data.sequence.lists:
+        return config.data.sequence.lists if config.data.view == "sequence" else ()
+    folder = config.data.dataset
+    if (folder / INFO).is_file():
+        return ()
+    places = [near / f"train_patch_{kind}.txt" for kind in KINDS for near in (folder, folder / "pair4")]
+    return tuple(place for place in places if place.is_file())
+
+
 def open_dataset(config: RunConfig) -> Dataset:
-    """The dataset of a run; where the configuration names published lists, one with an entry per list and split."""
-    settings = config.data.sequence
-    if config.data.view != "sequence" or not settings.lists:
+    """The dataset of a run; where it trains on published lists, one with an entry per list and split."""
+    settings, lists = config.data.sequence, lists_of(config)
+    if not lists:
         return Dataset.open(config.data.dataset)
-    lines = read_lists(settings.lists, slabs=settings.slabs, subset=settings.subset)
-    sources = {kind_of(path): Path(path) for path in settings.lists}
+    lines = read_lists(lists, slabs=settings.slabs, subset=settings.subset)
+    sources = {kind_of(path): Path(path) for path in lists}
     records = [
         CaseRecord(
             id=f"{sources[kind].stem}-{split}",
@@ -133,10 +144,10 @@ class ListSequences:
 
     @classmethod
     def open(cls, config: RunConfig, split: str) -> ListSequences:
-        """Lines of a split of the lists that `config` names."""
-        check_settings(config)
+        """Lines of a split of the lists of `config`."""
+        check_settings(config, listed=True)
         settings = config.data.sequence
-        lines = read_lists(settings.lists, slabs=settings.slabs, subset=settings.subset)
+        lines = read_lists(lists_of(config), slabs=settings.slabs, subset=settings.subset)
         found = lines.get("val" if split == "val" else "train", ())
         if not found:
             raise DataError(f"The published lists have no line for {split}.", "Give longer lists.")

@@ -121,12 +121,11 @@ def open_sequences(dataset: Dataset, config: RunConfig, cases: Sequence[CaseReco
         ConfigError: settings that cannot be met together.
         DataError: the data cannot give a kind that is asked for.
     """
-    if config.data.sequence.lists:
-        from training_backend.data.ar_lists import ListSequences
-
-        return ListSequences.open(config, split)
+    from training_backend.data.ar_lists import ListSequences, lists_of
     from training_backend.data.sequence_store import StoreSequences
 
+    if lists_of(config):
+        return ListSequences.open(config, split)
     return StoreSequences.plan(dataset, config, cases, split)
 
 
@@ -155,13 +154,13 @@ def example(config: RunConfig, kind: Kind, seed: int = 0) -> Example:
     Raises:
         Med3dError: the kind cannot be made from these data, or what was chosen cannot be read.
     """
-    from training_backend.data.ar_lists import open_dataset
+    from training_backend.data.ar_lists import lists_of, open_dataset
     from training_backend.data.loader import ViewLoader
     from training_backend.data.store import open_case
 
     only: Mapping[str, float] = {name: float(name == kind) for name in KINDS}
     changed = config.updated({"seed": seed, "task": None, "kind": "pretrain", "data": {"view": "sequence"}})
-    if not changed.data.sequence.lists:
+    if not lists_of(changed):
         changed = changed.updated({"data": {"sequence": dict(only)}})
     dataset = open_dataset(changed)
     loader = ViewLoader(dataset, changed)

@@ -14,13 +14,13 @@ from training_backend.data.sequence_crops import stack_extent
 from training_backend.errors import ConfigError, DataError
 
 
-def check_settings(config: RunConfig) -> None:
-    """Refuse settings that contradict each other, whatever the data."""
+def check_settings(config: RunConfig, *, listed: bool = False) -> None:
+    """Refuse settings that contradict each other, whatever the data; `listed` for published lists."""
     data, settings = config.data, config.data.sequence
     depth, slabs = data.size[0], settings.slabs
     if config.task is not None:
         raise ConfigError("Sequences are for pre-training; a task needs plain views.", "Set data.view to crop.")
-    if not settings.lists and settings.spatial + settings.contrast + settings.semantic == 0:
+    if not listed and settings.spatial + settings.contrast + settings.semantic == 0:
         raise ConfigError(
             "The weights of all three kinds of sequences are 0, so nothing would be drawn.",
             "Raise data.sequence.spatial, contrast or semantic.",
@@ -32,7 +32,7 @@ def check_settings(config: RunConfig) -> None:
             f"Set data.size to {near} along z, or change data.sequence.slabs.",
         )
     extent = stack_extent(depth, slabs, settings.stride)
-    if (settings.spatial > 0 or settings.lists) and extent > depth:
+    if (settings.spatial > 0 or listed) and extent > depth:
         raise ConfigError(
             f"The crop of {depth} slices is shorter than the stack of its slabs: {slabs} of {depth // slabs} slices, "
             f"{settings.stride} apart, are {extent} slices long.",
