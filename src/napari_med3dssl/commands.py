@@ -9,19 +9,24 @@ from typing import Any
 
 from training_backend.config import RunConfig
 from training_backend.config.presets import PRESETS, finetune_config, pretrain_config
+from training_backend.config.recipes import recipe_config
+from training_backend.data.fits import contrasts_of
 from training_backend.errors import ConfigError
 
-CHOSEN = {"kind", "preset", "method.name", "task.name", "data.dataset"}
+CHOSEN = {"kind", "preset", "recipe", "method.name", "task.name", "data.dataset"}
 """Settings that have flags of their own."""
 
 
 def training_command(config: RunConfig, output: Path | str) -> str:
     """``med3dssl pretrain ...`` or ``finetune ...`` that trains `config` into the run directory `output`."""
     preset = config.preset if config.preset in PRESETS else "small"
-    words = ["med3dssl", config.kind, "--method", config.method.name]
-    if config.task is not None:
-        words += ["--task", config.task.name]
-    words += ["--preset", preset, "--data", str(config.data.dataset), "--output", str(output)]
+    if config.recipe:
+        words = ["med3dssl", config.kind, "--recipe", config.recipe]
+    else:
+        words = ["med3dssl", config.kind, "--method", config.method.name]
+        words += [] if config.task is None else ["--task", config.task.name]
+        words += ["--preset", preset]
+    words += ["--data", str(config.data.dataset), "--output", str(output)]
     base = dict(_leaves(preset_config(config, preset).model_dump(mode="json")))
     for path, value in _leaves(config.model_dump(mode="json")):
         if path not in CHOSEN and value != base.get(path):
@@ -30,8 +35,12 @@ def training_command(config: RunConfig, output: Path | str) -> str:
 
 
 def preset_config(config: RunConfig, preset: str) -> RunConfig:
-    """Configuration of `preset` for the method, task and dataset of `config`."""
+    """Configuration of `preset` for the method, task and dataset of `config`, or that of its recipe without weights."""
     try:
+        if config.recipe:
+            contrasts = contrasts_of(config.data.dataset)
+            base = recipe_config(config.recipe, config.data.dataset, weights=config.weights, contrasts=contrasts)
+            return base.updated({"weights": ""})
         if config.task is not None:
             return finetune_config(config.task.name, preset, config.data.dataset, config.method.name)
         return pretrain_config(config.method.name, preset, config.data.dataset)

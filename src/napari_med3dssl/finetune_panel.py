@@ -18,11 +18,14 @@ from napari_med3dssl.pretrain_panel import NO_DATA, dataset_line
 from napari_med3dssl.weights_picker import WeightsPicker
 from training_backend.config import RunConfig, merged
 from training_backend.config.presets import PRESETS, finetune_config
+from training_backend.config.recipes import PRESET, recipe_config, recipes
+from training_backend.config.recipes import recipe as find_recipe
 from training_backend.config.registry import task as find_task
 from training_backend.config.registry import tasks
+from training_backend.data.fits import contrasts_of
 from training_backend.errors import ConfigError, Med3dError
 
-HIDDEN = ("kind", "preset", "weights", "data.dataset", "task.classes", "method")
+HIDDEN = ("kind", "preset", "recipe", "weights", "data.dataset", "task.classes", "method")
 """Settings that other controls of the panel decide; those of the method come with the backbone."""
 KEPT = ("intensity", "size", "view", "keep_aspect", "contrasts")
 """Data settings that a backbone was trained with and wants again, where the task's preset does not decide."""
@@ -53,7 +56,7 @@ class FinetunePanel(QWidget):
             raise ConfigError("No task is installed.")
         values = self.form.config().model_dump()
         changes: dict[str, Any] = {"data": {"dataset": self.state.dataset}, "weights": self.weights.source}
-        if "classes" in values["task"]:
+        if "classes" in values["task"] and (self.classes.names or not self.recipe.currentData()):
             changes["task"] = {"classes": self.classes.names}
         return RunConfig.parse({**merged(values, changes), "preset": self.preset.currentData()})
 
@@ -67,6 +70,7 @@ class FinetunePanel(QWidget):
         if config.task is not None:
             self.task.setCurrentIndex(max(0, self.task.findData(config.task.name)))
         self.preset.setCurrentIndex(max(0, self.preset.findData(config.preset)))
+        self._choose_recipe(config.recipe)
         if (Path(config.data.dataset) / "dataset.json").is_file():
             self.state.dataset = Path(config.data.dataset)
         self.weights.blockSignals(True)
@@ -96,6 +100,12 @@ class FinetunePanel(QWidget):
         for name, text in PRESETS.items():
             self.preset.addItem(f"{name}: {text}", name)
         self.preset.activated.connect(lambda _: self._restart())
+        self.recipe = combo("Recipe")
+        self.recipe.addItem("none: settings of the preset", "")
+        for name, known in recipes().items():
+            self.recipe.addItem(f"{name}: {known.title}", name)
+        self.recipe.activated.connect(lambda _: self._on_recipe())
+        self.about = wrapping("")
         self.dataset = wrapping("")
         self.launch: LaunchBox = LaunchBox(self.state, self.config)
         self.weights = WeightsPicker(self.state, "pretrain", "Backbone", "random weights")
@@ -105,6 +115,8 @@ class FinetunePanel(QWidget):
         rows = QFormLayout()
         rows.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
         rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        rows.addRow("Recipe", self.recipe)
+        rows.addRow(self.about)
         rows.addRow("Task", self.task)
         rows.addRow("Preset", self.preset)
         rows.addRow("Dataset", self.dataset)
@@ -125,9 +137,32 @@ class FinetunePanel(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(page)
+        self._choose_recipe(str(self.state.settings.get("recipe", "")))
+
+    def _choose_recipe(self, name: str) -> None:
+        """Select a recipe, say what it is, and let it decide task and preset."""
+        self.recipe.setCurrentIndex(max(0, self.recipe.findData(name)))
+        chosen = self.recipe.currentData()
+        for widget in (self.task, self.preset):
+            widget.setEnabled(not chosen)
+        self.about.setVisible(bool(chosen))
+        if chosen:
+            found = find_recipe(chosen)
+            self.about.setText(f"{found.paper}. Dataset: {found.dataset.url}, then {found.ingest_command()}")
+            self.task.setCurrentIndex(max(0, self.task.findData(found.task)))
+            self.preset.setCurrentIndex(max(0, self.preset.findData(PRESET)))
+
+    def _on_recipe(self) -> None:
+        name = self.recipe.currentData()
+        self.state.settings.set("recipe", name)
+        self._choose_recipe(name)
+        self._restart()
 
     def _restart(self) -> None:
-        """Fill the form with the task's preset, and the encoder settings of the backbone."""
+        """Fill the form with the recipe, or the task's preset, and the encoder settings of the backbone."""
+        if self.recipe.currentData():
+            self._follow_recipe()
+            return
         name, preset = self.task.currentData(), self.preset.currentData()
         if name is None:
             return
@@ -138,6 +173,26 @@ class FinetunePanel(QWidget):
         changes = {"method": method, "data": merged(kept, decided), "task": targets_of(name, self.state.dataset)}
         try:
             self._show(finetune_config(name, preset, dataset, method.get("name", "mae3d"), changes))
+        except Med3dError as error:
+            self.launch.notice.say("error", str(error))
+
+    def _follow_recipe(self) -> None:
+        found, dataset = find_recipe(self.recipe.currentData()), self.state.dataset or Path()
+        method = self._backbone.get("method", {})
+        self.launch.notice.clear()
+        if method and method.get("name") != found.system:
+            self.launch.notice.say(
+                "error",
+                f"The recipe is for backbones of {found.system}, but the one chosen is of {method.get('name')}; choose "
+                "another one, or no recipe.",
+            )
+            method = {}
+        try:
+            contrasts = contrasts_of(dataset)
+            changes = {"method": method}
+            self._show(
+                recipe_config(found.name, dataset, weights=self.weights.source, contrasts=contrasts, changes=changes)
+            )
         except Med3dError as error:
             self.launch.notice.say("error", str(error))
 
@@ -189,7 +244,7 @@ class FinetunePanel(QWidget):
             self.classes.show_classes(Dataset.open(folder).info.classes if folder is not None else ())
         except Med3dError:
             self.classes.show_classes(())  # the line above says what is wrong
-        if self.form is not None and self.task.currentData() == "classification":
+        if self.form is not None and (self.task.currentData() == "classification" or self.recipe.currentData()):
             self._restart()
         self.launch.check_soon()
 

@@ -55,12 +55,24 @@ def _data(config: RunConfig) -> list[Check]:
     if config.kind == "pretrain":
         train += dataset.cases(split="unlabelled")
     if not train:
-        what = {"labels": " with a label map", "target": " with a target"}.get(_needs(config), "")
-        return [Check("error", f"The dataset {dataset.info.name} has no training case{what}.")]
+        what = {"labels": " with a label map", "target": " with a target", "text": " with a report"}
+        return [Check("error", f"The dataset {dataset.info.name} has no training case{what.get(_needs(config), '')}.")]
     found = [Check("ok", f"{len(train)} cases to train on in {dataset.info.name}.")]
     if not val:
         found.append(Check("warning", "No case is held out, so nothing tells how good the model is on new scans."))
-    return [*found, *_contrasts(config, dataset, train), *_sizes(config, train)]
+    return [*found, *_recipe(config, dataset), *_contrasts(config, dataset, train), *_sizes(config, train)]
+
+
+def _recipe(config: RunConfig, dataset: Dataset) -> list[Check]:
+    if not config.recipe:
+        return []
+    from training_backend.config.recipes import recipe
+    from training_backend.data.fits import misfits
+
+    try:
+        return [Check(misfit.kind, misfit.sentence) for misfit in misfits(recipe(config.recipe), dataset)]
+    except Med3dError as error:
+        return [Check("error", str(error))]
 
 
 def _contrasts(config: RunConfig, dataset: Dataset, cases: Sequence[CaseRecord]) -> list[Check]:
@@ -122,12 +134,7 @@ def _disk(folder: Path) -> Check:
 
 
 def _usable(config: RunConfig, cases: list[CaseRecord]) -> list[CaseRecord]:
-    needs = _needs(config)
-    if needs == "labels":
-        return [case for case in cases if case.label is not None]
-    if needs == "target":
-        return [case for case in cases if case.target is not None]
-    return cases
+    return [case for case in cases if case.has(_needs(config))]
 
 
 def _needs(config: RunConfig) -> str:

@@ -12,6 +12,8 @@ from napari_med3dssl.commands import training_command
 from training_backend import watch
 from training_backend.config import RunConfig
 from training_backend.config.presets import finetune_config, pretrain_config
+from training_backend.config.recipes import recipe_config
+from training_backend.data import fits
 from training_backend.settings import parse_training
 
 CHANGES = {
@@ -31,11 +33,14 @@ CHANGES = {
         finetune_config("segmentation", "tiny", Path("d"), changes={**CHANGES, "weights": "/runs/a b"}),
         finetune_config("segmentation", "small", Path("d"), changes={"task": {"classes": ("background", "a b")}}),
         finetune_config("classification", "tiny", Path("d"), changes={"task": {"kind": "multiclass", "classes": 3}}),
+        recipe_config("la", Path("d"), weights="/runs/a b", changes={"optim": {"lr": 0.5}}),
+        recipe_config("ricord", Path("d"), changes={"task": {"pooling": "global"}}),
     ],
-    ids=["preset", "changed", "method", "finetune", "classes", "multiclass"],
+    ids=["preset", "changed", "method", "finetune", "classes", "multiclass", "recipe", "recipe from scratch"],
 )
 def test_the_command_line_parses_back_to_the_same_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
+    monkeypatch.setattr(fits, "check_fit", lambda recipe, folder: None)  # the folders of these runs are not there
     monkeypatch.setattr(watch, "train", lambda run, output, detach=False: seen.update(run=run, output=output))
     program, kind, *arguments = shlex.split(training_command(config, "runs/new one"))
     assert program == "med3dssl"

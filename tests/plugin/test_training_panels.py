@@ -17,6 +17,7 @@ from napari_med3dssl.import_report import ImportReportDialog
 from napari_med3dssl.pretrain_panel import PretrainPanel
 from training_backend.config import RunConfig
 from training_backend.config.presets import finetune_config, pretrain_config
+from training_backend.config.recipes import recipe_config
 from training_backend.data.phantoms import thorax_ct
 from training_backend.errors import ResourceError, WeightsError
 from training_backend.jobs import launcher
@@ -62,7 +63,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.fixture
 def pretrain(state: State, client: FakeClient, shown: Callable[..., Any]) -> PretrainPanel:
-    return shown(PretrainPanel(state))
+    panel = shown(PretrainPanel(state))
+    panel.method.setCurrentIndex(panel.method.findData("mae3d"))
+    panel.method.activated.emit(panel.method.currentIndex())
+    return panel
 
 
 @pytest.fixture
@@ -319,3 +323,52 @@ def test_queueing_waits_for_the_device(
     ready(pretrain, dataset, wait)
     pretrain.launch.start(queue=True)
     wait(lambda: bool(queued))
+
+
+def test_a_recipe_fills_the_form_is_remembered_and_says_whether_the_dataset_fits(
+    finetune: FinetunePanel, dataset: Path, shown: Callable[..., Any], wait: Callable[..., None]
+) -> None:
+    assert finetune.recipe.itemData(0) == ""
+    assert finetune.about.isHidden()
+    finetune.state.dataset = dataset
+    finetune.recipe.setCurrentIndex(finetune.recipe.findData("msd06-lung"))
+    finetune._on_recipe()
+    assert finetune.config() == recipe_config("msd06-lung", dataset)
+    assert not finetune.task.isEnabled()
+    assert "--spacing-mm 1 1 1" in finetune.about.text()
+    finetune.launch.check()
+    wait(lambda: "2 classes (background, cancer), but the dataset has label value" in finetune.launch.list.text())
+    assert not finetune.launch.start_button.isEnabled()
+
+    again = shown(FinetunePanel(finetune.state))
+    assert again.recipe.currentData() == "msd06-lung"
+    assert again.config() == finetune.config()
+    again.recipe.setCurrentIndex(0)
+    again._on_recipe()
+    assert again.task.isEnabled()
+    assert again.config().recipe == ""
+
+
+def test_a_recipe_wants_the_backbone_of_its_system(
+    finetune: FinetunePanel, client: FakeClient, dataset: Path, wait: Callable[..., None]
+) -> None:
+    finetune.state.dataset = dataset
+    finetune.recipe.setCurrentIndex(finetune.recipe.findData("msd09-spleen"))
+    finetune._on_recipe()
+    finetune._accept({**REPORT, "method": pretrain_config("mae3d", "tiny", dataset).method.model_dump()})
+    assert finetune.config().method.name == "ar"
+    other = new_run(pretrain_config("mae3d", "tiny", dataset), "other")
+    finetune.weights.choose(str(other.path))
+    assert "for backbones of ar, but the one chosen is of mae3d" in finetune.launch.notice.text
+    own = new_run(pretrain_config("ar", "tiny", dataset), "own")
+    finetune.weights.choose(str(own.path))
+    config = finetune.config()
+    assert (config.method.size, config.weights) == ("tiny", str(own.path))
+    assert (config.optim.lr, config.optim.layer_decay) == (3e-4, 0.75)  # not those for random weights
+
+
+def test_a_run_by_a_recipe_is_shown_as_such(finetune: FinetunePanel, dataset: Path) -> None:
+    run = new_run(recipe_config("la", dataset, changes={"optim": {"epochs": 3}}), "atrium")
+    finetune.show_run(run.path)
+    assert finetune.recipe.currentData() == "la"
+    assert finetune.config().optim.epochs == 3
