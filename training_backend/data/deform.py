@@ -52,7 +52,7 @@ class Deformation:
             source: its grid.
             grid: of the result.
             nearest: nearest voxel, for labels; else linear, with whole numbers rounded.
-            fill: value from outside the moving scan.
+            fill: value from more than half a voxel outside the moving scan.
         """
         from scipy.ndimage import map_coordinates
 
@@ -60,9 +60,11 @@ class Deformation:
         values = array if nearest else array.astype(np.float32, copy=False)
 
         def drawn(places: Floats) -> Array:
-            result: Array = map_coordinates(
-                values, _mapped(to_source, places), order=0 if nearest else 1, mode="constant", cval=fill
-            )
+            there = _mapped(to_source, places)
+            ends = np.reshape(array.shape, (3, 1, 1, 1)) - 0.5
+            inside = ((there >= -0.5) & (there <= ends)).all(axis=0)
+            result: Array = map_coordinates(values, there, order=0 if nearest else 1, mode="nearest")
+            result = np.where(inside, result, fill)
             return np.rint(result) if array.dtype.kind in "iu" else result
 
         return self._by_slab(grid, drawn).astype(array.dtype)
