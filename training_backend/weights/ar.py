@@ -178,8 +178,8 @@ def _size(
     if given is not None:
         return tuple(given), []
     if TABLE not in tensors:
-        size = VIEWS.get(task or kind, (128, 128, 128))
-        size = tuple(-(-n // p) * p for n, p in zip(size, patch, strict=True))
+        usual = VIEWS.get(task or kind, (128, 128, 128))
+        size = tuple(-(-n // p) * p for n, p in zip(usual, patch, strict=True))
         return size, [f"Views of {' x '.join(map(str, size))} voxels are taken as published; see data.size."]
     from training_backend.nn.position import cubic_grid
 
