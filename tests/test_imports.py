@@ -32,7 +32,13 @@ LEVELS = {
     )
     for name in names
 }
-LEAVES = {"evaluate.sliding", "evaluate.segmentation_metrics", "evaluate.classification_metrics"}
+LEAVES = {
+    "evaluate.sliding",
+    "evaluate.segmentation_metrics",
+    "evaluate.classification_metrics",
+    "evaluate.text_metrics",
+    "evaluate.retrieval",
+}
 """Numeric functions of `evaluate` that know nothing of models; tasks may call them."""
 SAME_LEVEL = {("tasks", "methods"), ("weights", "evaluate"), ("evaluate", "weights")}
 PLUGIN_MAY_IMPORT = {"config", "errors", "files", "jobs", "data"}

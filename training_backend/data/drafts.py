@@ -16,6 +16,7 @@ from training_backend.data.dataset import Quarantined
 from training_backend.data.facts import scan_name
 from training_backend.data.manifest import CaseRecord, DatasetInfo, ImageRecord, Split
 from training_backend.data.read import probe
+from training_backend.data.reports import report_problems
 from training_backend.errors import Med3dError
 
 
@@ -92,6 +93,7 @@ def described(drafts: Drafts) -> Described:
     problems = list(drafts.problems)
     cases: list[CaseRecord] = []
     given = set()
+    told = any(draft.report for draft in drafts.cases)
     ids = unique_ids([draft.name for draft in drafts.cases])
     for id, draft in zip(ids, drafts.cases, strict=True):
         try:
@@ -118,7 +120,7 @@ def described(drafts: Drafts) -> Described:
                 label=label,
                 target=draft.target,
                 report=draft.report,
-                problems=draft.problems,
+                problems=(*draft.problems, *(report_problems(draft.report) if told else ())),
             )
         )
     cases.sort(key=lambda case: case.id)

@@ -38,7 +38,7 @@ def describe(path: Path | Sequence[Path], *, layout: str = "auto") -> Described:
     """Cases of a source, from names and headers; no voxel is read.
 
     Args:
-        path: a folder, a scan, a list (.json, .csv, .tsv, .txt, .list), or several of these.
+        path: a folder, a scan, a list (.json, .jsonl, .csv, .tsv, .txt, .list), or several of these.
         layout: one of `LAYOUTS`, or "auto".
 
     Raises:
@@ -83,6 +83,8 @@ def _list_kind(path: Path) -> str:
         return "csv"
     if suffix in (".txt", ".list"):
         return "list"
+    if suffix == ".jsonl":
+        return "monai"
     if suffix != ".json":
         return "folder"
     try:

@@ -11,6 +11,7 @@ from training_backend.data.dataset import Quarantined
 from training_backend.data.drafts import Draft, Drafts, Source, stem
 from training_backend.data.facts import SUFFIXES
 from training_backend.data.manifest import Split
+from training_backend.data.reports import COLUMNS, report_of
 from training_backend.errors import DataError
 
 _SECTIONS: dict[str, Split | None] = {
@@ -113,7 +114,7 @@ def _entry(root: Path, entry: Mapping[str, Any], split: Split | None, names: tup
         subject=str(entry.get("subject", "")),
         split=split,
         target=values,
-        report=str(entry.get("report", "")),
+        report=report_of({key.lower(): str(value or "") for key, value in entry.items() if key.lower() in COLUMNS}),
     )
 
 
@@ -121,7 +122,9 @@ def _load(path: Path) -> tuple[Path, dict[str, Any]]:
     if path.is_dir():
         path = path / "dataset.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        lines = path.suffix.lower() == ".jsonl"
+        content = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
     except (OSError, ValueError) as error:
         raise DataError(f"{path.name} cannot be read as JSON: {error}.", "Repair it, or import the folder.") from error
     if isinstance(content, list):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,12 +11,12 @@ from training_backend.data.dataset import Quarantined
 from training_backend.data.drafts import Draft, Drafts, Source, stem
 from training_backend.data.manifest import Split
 from training_backend.data.read import can_read
+from training_backend.data.reports import COLUMNS, report_of
 from training_backend.errors import DataError
 
 _PATH = ("path", "image", "file", "filename", "cases")
 _MASK = ("mask", "segmentation", "labelmap", "label_path", "seg")
 _SUBJECT = ("subject", "subject_id", "patient", "patientid", "patient_id")
-_REPORT = ("report", "text", "findings")
 _SPLITS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -33,11 +34,13 @@ def csv_table(path: Path) -> Drafts:
     """CSV or TSV with a path per row: ``Path,Label`` as TANGERINE's, or any of several targets, masks and splits.
 
     Columns (any case): `Path` (or image, file, filename, cases); `Label`, else every other column of numbers, is the
-    target; a `Label` of words is a class; `Mask` names a label map; `Split`, `Subject`, `Session` and `Report` too.
+    target; a `Label` of words is a class; `Mask` names a label map; `Split`, `Subject`, `Session` and `Report` too
+    (or `Findings` and `Impression`).
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+        stream = io.StringIO(text, newline="")  # reports have lines, so lines are no rows
+        rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path.name} cannot be read as a table: {error}.", "Save it as UTF-8 CSV.") from error
     columns = {str(name).strip().lower(): name for name in (rows[0] if rows else {}) if name}
@@ -45,7 +48,7 @@ def csv_table(path: Path) -> Drafts:
     if where is None:
         raise DataError(f"{path.name} has no column Path; it has {', '.join(columns) or 'no rows'}.", "Name it Path.")
     mask = next((columns[name] for name in _MASK if name in columns), None)
-    used = {where, mask, *(columns[name] for name in (*_SUBJECT, *_REPORT, "session", "split") if name in columns)}
+    used = {where, mask, *(columns[name] for name in (*_SUBJECT, *COLUMNS, "session", "split") if name in columns)}
     targets = [columns["label"]] if "label" in columns else [name for name in columns.values() if name not in used]
     if mask is None and targets and _all_files(path.parent, rows, targets[0]):
         mask, targets = targets[0], []
@@ -135,7 +138,7 @@ def _row(
         session=cell("session"),
         split=_SPLITS.get(split),
         target=target,
-        report=cell(*_REPORT),
+        report=report_of({name: row[column] or "" for name, column in columns.items() if name in COLUMNS}),
         problems=tuple(problems),
     )
 

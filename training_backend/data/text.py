@@ -16,7 +16,7 @@ UNKNOWN = "<unk>"
 
 _STOP = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+|(?<=[!?])(?=\w)|\r")
 _CLAUSE = re.compile(r"(?<=[,;:])\s+")
-_SHORT = re.compile(r"(?:^|\s)(?:dr|mr|mrs|ms|prof|no|nr|fig|approx|ca|vs|st|e\.g|i\.e|[a-z])\.$", re.IGNORECASE)
+_SHORT = re.compile(r"(?:^|[\s(])(?:dr|mr|mrs|ms|prof|fig|approx|ca|vs|st|e\.g|i\.e|[a-z])\.$", re.IGNORECASE)
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’-][^\W_]+)*\d*|\w+")
 
 
@@ -70,8 +70,9 @@ class Words:
         return len(self.known)
 
     def encode(self, text: str, longest: int) -> list[int]:
-        """0, the numbers of the first words of `text`, 0; at most `longest` numbers. Unknown words are left out where
-        the vocabulary has no word for them.
+        """0, the numbers of the first words of `text`, 0; at most `longest` numbers.
+
+        Unknown words are left out where the vocabulary has no word that stands for them.
         """
         stand_in = self._numbers.get(UNKNOWN)
         numbers = [self._numbers.get(word, stand_in) for word in words(text)]

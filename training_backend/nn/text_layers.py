@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.dropout = dropout
 
     def forward(self, query: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What `query` [B, T, E] reads from `memory` [B, S, E]; `mask` [B or 1, T or 1, S] is true where it may look."""
+        """What `query` [B, T, E] reads from `memory` [B, S, E]; `mask` [B or 1, T or 1, S] is true where it looks."""
         q, k, v = (
             linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for linear, x in zip(self.linears, (query, memory, memory), strict=False)
@@ -103,8 +103,8 @@ class EncoderLayer(nn.Module):
         own, fed = self.sublayer
         y = own.norm(x)  # type: ignore[operator]
         x = x + own.dropout(self.self_attn(y, y, mask))  # type: ignore[operator]
-        x = x + fed.dropout(self.feed_forward(fed.norm(x)))  # type: ignore[operator]
-        return x
+        out: Tensor = x + fed.dropout(self.feed_forward(fed.norm(x)))  # type: ignore[operator]
+        return out
 
 
 class DecoderLayer(nn.Module):
@@ -131,8 +131,8 @@ class DecoderLayer(nn.Module):
         y = own.norm(x)  # type: ignore[operator]
         x = x + own.dropout(self.self_attn(y, y if seen is None else torch.cat([seen, y], 1), mask))  # type: ignore[operator]
         x = x + source.dropout(self.src_attn(source.norm(x), memory))  # type: ignore[operator]
-        x = x + fed.dropout(self.feed_forward(fed.norm(x)))  # type: ignore[operator]
-        return x
+        out: Tensor = x + fed.dropout(self.feed_forward(fed.norm(x)))  # type: ignore[operator]
+        return out
 
 
 class Stack(nn.Module):
