@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from training_backend.nn.attention import after_gelu
 
 NORM_EPS = 1e-5
 
@@ -82,16 +83,8 @@ class Mlp(nn.Module):
         self.linear2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., E] to [..., E]; the GELU is computed again in the backward pass, which spares its memory."""
-        hidden = self.linear1(x)
-        if not hidden.requires_grad:
-            return self._out(hidden)
-        out: Tensor = checkpoint(self._out, hidden, use_reentrant=False, preserve_rng_state=False)
-        return out
-
-    def _out(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.linear2(F.gelu(hidden))
-        return out
+        """[..., E] to [..., E]."""
+        return after_gelu(self.linear2, self.linear1(x))
 
 
 class Layer(nn.Module):

@@ -55,19 +55,24 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., E] to [..., E].
+        """[..., E] to [..., E]."""
+        return after_gelu(self.fc2, self.fc1(x))
 
-        The GELU is computed again in the backward pass: a quarter less activation memory for about 1 % of the time.
-        """
-        hidden = self.fc1(x)
-        if not hidden.requires_grad:
-            return self._out(hidden)
-        out: Tensor = checkpoint(self._out, hidden, use_reentrant=False, preserve_rng_state=False)
-        return out
 
-    def _out(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(hidden))
-        return out
+def after_gelu(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """``layer(gelu(hidden))``.
+
+    The GELU is computed again in the backward pass: a quarter less activation memory for about 1 % of the time.
+    """
+
+    def out(hidden: Tensor) -> Tensor:
+        result: Tensor = layer(F.gelu(hidden))
+        return result
+
+    if not hidden.requires_grad:
+        return out(hidden)
+    recomputed: Tensor = checkpoint(out, hidden, use_reentrant=False, preserve_rng_state=False)
+    return recomputed
 
 
 class Block(nn.Module):

@@ -17,7 +17,7 @@ from training_backend.config import RunConfig, merged
 from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.errors import WeightsError
 from training_backend.methods.ar import SIZES
-from training_backend.weights.families import Described, Family
+from training_backend.weights.families import Described, Family, spread_channels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,10 +88,7 @@ def fit(name: str, tensor: Tensor, shape: tuple[int, ...], old: RunConfig, new: 
         return _joined(table, end if len(end) else table.new_zeros(1, shape[-1]), missing)
     if tuple(tensor.shape) == shape:
         return tensor
-    if name == "patchifier.proj.weight" and (tensor.shape[0], *tensor.shape[2:]) == (shape[0], *shape[2:]):
-        # an image repeated over all channels gets the tokens that it got before
-        return tensor.mean(dim=1, keepdim=True).expand(shape) * (tensor.shape[1] / shape[1])
-    return None
+    return spread_channels(tensor, shape) if name == "patchifier.proj.weight" else None
 
 
 def conflict(old: RunConfig, new: RunConfig) -> str:

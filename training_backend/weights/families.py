@@ -67,6 +67,16 @@ def plain_name(name: str) -> str:
     return name.removeprefix("encoder.")
 
 
+def spread_channels(kernel: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """Convolution kernel [E, C, ...] for other channels than it was made for, or None if more than these differ.
+
+    An image that is repeated over all channels gets the features that it got before.
+    """
+    if (kernel.shape[0], *kernel.shape[2:]) != (shape[0], *shape[2:]):
+        return None
+    return kernel.mean(dim=1, keepdim=True).expand(shape) * (kernel.shape[1] / shape[1])
+
+
 @dataclass(frozen=True)
 class Family:
     """One published layout; names are the published ones throughout, those of an encoder without any prefix.

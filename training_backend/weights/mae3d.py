@@ -15,7 +15,7 @@ from training_backend.config import RunConfig, merged
 from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.errors import WeightsError
 from training_backend.methods.mae3d import SIZES
-from training_backend.weights.families import Described, Family
+from training_backend.weights.families import Described, Family, spread_channels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,10 +71,7 @@ def fit(name: str, tensor: Tensor, shape: tuple[int, ...], old: RunConfig, new: 
         return resize_table(tensor, _grid(old), _grid(new))
     if tuple(tensor.shape) == shape:
         return tensor
-    if name == "patch_embed.proj.weight" and (tensor.shape[0], *tensor.shape[2:]) == (shape[0], *shape[2:]):
-        # an image repeated over all channels gets the tokens that it got before
-        return tensor.mean(dim=1, keepdim=True).expand(shape) * (tensor.shape[1] / shape[1])
-    return None
+    return spread_channels(tensor, shape) if name == "patch_embed.proj.weight" else None
 
 
 def conflict(old: RunConfig, new: RunConfig) -> str:
