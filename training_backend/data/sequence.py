@@ -59,10 +59,15 @@ class Recipe:
 class Sequences(Protocol):
     """Where the sequences of a split come from: the store of a dataset, or the published lists."""
 
-    visits: int
-    """Cases, or lines of the lists, in one pass."""
-    per_visit: int
-    """Views drawn at each of them."""
+    @property
+    def visits(self) -> int:
+        """Cases, or lines of the lists, in one pass."""
+        ...
+
+    @property
+    def per_visit(self) -> int:
+        """Views drawn at each of them."""
+        ...
 
     def draw(self, key: Key) -> Recipe:
         """Recipe of the view that `key` stands for."""
