@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,50 @@ def test_errors_are_one_sentence_on_standard_error(tmp_path: Path, capsys: pytes
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.strip() == f"{tmp_path} is not a run directory: it has no run.json."
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("predict", "med3dssl predict needs --run, --input and --output. See med3dssl predict --help."),
+        ("pretrain", "med3dssl pretrain needs --data and --output. See med3dssl pretrain --help."),
+        ("weights export", "med3dssl weights export needs FILE and --output. See med3dssl weights export --help."),
+        ("data inspect", "med3dssl data inspect needs PATH. See med3dssl data inspect --help."),
+        ("data inspect a b", "med3dssl data inspect does not know b. See med3dssl data inspect --help."),
+        ("embed --kind x --weights a --input b --output c", "does not know --kind and x. Perhaps --kinds was meant."),
+        ("evaluate --run a --data b --split tent", "Invalid choice 'tent' for argument '--split'. Expected one of"),
+        ("pretrain --data a --output b --optim.lr x", "Error parsing --optim.lr: could not convert string to float"),
+        ("predict --fly", "needs --run, --input and --output. med3dssl predict does not know --fly. See"),
+    ],
+)
+def test_arguments_that_are_missing_unknown_or_wrong_are_one_sentence(
+    line: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert told in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["runs", "show", "--help"])
+    assert ended.value.code == 0
+    assert "usage: med3dssl runs show" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("runs", [[], ["one"]])
+def test_a_comparison_of_fewer_than_two_runs_is_refused(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *runs]) == 1
+    assert f"at least two runs, but {len(runs) or 'none'} was named" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -m training_backend runs list --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage")
+    assert done.stderr == ""
 
 
 def test_an_unknown_preset_or_method_is_answered_with_the_known_ones(

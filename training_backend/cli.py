@@ -6,11 +6,13 @@ Exit code 0 only when the thing asked for was done; errors are one sentence on s
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
 
 from training_backend.errors import Med3dError
+from training_backend.flags import UsageError, call
 
 COMMANDS = {
     "demo": "the whole way on generated patients, with the result in napari; a few minutes on a CPU",
@@ -41,8 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
+    except UsageError as error:
+        _fail(str(error), error)
+        return 2
     except Med3dError as error:
         return _fail(str(error), error)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it at its end
+        return 1
     except OSError as error:  # a folder that is a file, no right to write, a full disk
         return _fail(f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}.", error)
     except KeyboardInterrupt:
@@ -131,7 +139,7 @@ def _call(function: Callable[..., Any], prog: str, arguments: list[str]) -> int:
     for name, hint in get_type_hints(function).items():
         if name in POSITIONAL:
             annotations[name] = tyro.conf.Positional[hint]  # type: ignore[valid-type, misc]
-    return _show(tyro.cli(function, prog=prog, args=arguments))
+    return _show(call(function, prog, arguments))
 
 
 def _show(result: Any) -> int:

@@ -13,6 +13,7 @@ from training_backend.config.recipes import recipe as find_recipe
 from training_backend.config.recipes import recipe_config
 from training_backend.config.registry import methods, tasks
 from training_backend.errors import ConfigError
+from training_backend.flags import call
 
 if TYPE_CHECKING:
     from training_backend.watch import RunReport
@@ -59,11 +60,8 @@ def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
     )
     del command.__annotations__["return"]  # names a type that is only imported for type checkers
     command.__annotations__["settings"] = Annotated[type(settings), tyro.conf.arg(name="")]
-    result: RunReport = tyro.cli(
-        command,
-        prog=f"med3dssl {kind}",
-        args=list(arguments),
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    result: RunReport = call(
+        command, f"med3dssl {kind}", arguments, config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
     )
     return result
 

@@ -78,6 +78,11 @@ def compare_runs(runs: Sequence[Path]) -> Table:
     """
     from scipy.stats import wilcoxon
 
+    if len(runs) < 2:
+        raise DataError(
+            f"A comparison needs at least two runs, but {len(runs) or 'none'} was named.",
+            "Name the reference first, then the others.",
+        )
     scores = [_case_dice(Path(run)) for run in runs]
     shared = sorted(set.intersection(*(set(score) for score in scores)))
     if not shared:
