@@ -23,3 +23,13 @@ def test_rates_rise_to_the_peak_and_fall_to_the_end(schedule: str) -> None:
 
 def test_a_run_without_warm_up_starts_at_the_peak() -> None:
     assert learning_rate(0, 10, OptimConfig(lr=0.1, warmup=0.0)) == 0.1
+
+
+def test_a_warm_up_may_start_at_zero_and_end_a_step_early() -> None:
+    steps = {
+        start: [learning_rate(step, 10, OptimConfig(lr=1.0, warmup=0.4, warmup_start=start)) for step in range(5)]
+        for start in ("step", "zero", "zero_to_peak")
+    }
+    assert steps["step"] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert steps["zero"] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert steps["zero_to_peak"] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0, 1.0])

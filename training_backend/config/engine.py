@@ -24,6 +24,9 @@ class OptimConfig(ConfigModel):
     """Learning rate at the end."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of all steps spent raising the learning rate from zero."""
+    warmup_start: Literal["step", "zero", "zero_to_peak"] = Field("step", json_schema_extra=ui(advanced=True))
+    """Learning rate of the first of w warm-up steps. step: 1/w of the peak. zero: none, as in VoCo's pre-training.
+    zero_to_peak: none, and the last of the w steps has the peak already, as in its fine-tuning."""
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     """Shape after the warm-up; poly has exponent 0.9."""
     weight_decay: float = Field(0.05, ge=0)
@@ -32,6 +35,8 @@ class OptimConfig(ConfigModel):
     """Let biases, norms and embeddings decay too, as AR-SSL4M's pre-training does."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Exponential decay rates of AdamW."""
+    amsgrad: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """AdamW that remembers the largest squared gradients, as VoCo and CC-CCII are trained."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor of the learning rate per layer below the head (0.75 in TANGERINE's fine-tuning; 1 is off)."""
     clip_grad: float | None = Field(None, gt=0)

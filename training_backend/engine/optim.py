@@ -33,7 +33,7 @@ def make_optimizer(
         groups = decay_groups(network, optim.weight_decay)
     if optim.decay_all:
         groups = [{**group, "weight_decay": optim.weight_decay} for group in groups]
-    return AdamW(groups, lr=optim.lr, betas=optim.betas, fused=(precision != "fp16") or None)
+    return AdamW(groups, lr=optim.lr, betas=optim.betas, amsgrad=optim.amsgrad, fused=(precision != "fp16") or None)
 
 
 def set_learning_rate(optimizer: Optimizer, step: int, total_steps: int, optim: OptimConfig, factor: float) -> float:

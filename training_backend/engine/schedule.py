@@ -10,11 +10,14 @@ from training_backend.config import OptimConfig
 def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
     """Learning rate of optimiser step `step` (from 0) of `total_steps`: linear warm-up, then the chosen shape.
 
-    The first step already learns, and the peak is reached at the end of the warm-up.
+    Where `optim.warmup_start` does not say otherwise, the first step already learns. The peak is reached at the end of
+    the warm-up.
     """
     warmup = round(optim.warmup * total_steps)
     if step < warmup:
-        return optim.lr * (step + 1) / warmup
+        if optim.warmup_start == "zero_to_peak":
+            return optim.lr * step / max(warmup - 1, 1)
+        return optim.lr * (step + (optim.warmup_start == "step")) / warmup
     done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     shape: float = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "poly": (1 - done) ** 0.9, "constant": 1.0}[
         optim.schedule
