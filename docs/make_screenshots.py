@@ -4,7 +4,8 @@ Makes generated patients, trains a tiny model on them (a few minutes on a CPU), 
 
     xvfb-run -a -s "-screen 0 1280x800x24 +extension GLX" python docs/make_screenshots.py [--output docs/images]
 
-A home folder with finished runs (``--home``) is used again, so that a second call takes a minute.
+A home folder with finished runs (``--home``) is used again, so that a second call takes a minute. ``--views RUN
+--scan FILE`` photographs only what one model shows of one scan.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 THEMES = ("dark", "light")
 PRETRAIN = {"optim": {"max_steps": 200}, "engine": {"val_steps": 25, "preview_minutes": 0.2, "threads": 1}}
 FINETUNE = {"optim": {"max_steps": 250}, "engine": {"val_steps": 50, "preview_minutes": 0.2, "threads": 1}}
+NEXT_PATCH = {**PRETRAIN, "data": {"view": "crop", "size": (48, 64, 64)}}
+VIEWS = ("next-patch", "roll-out", "predictability", "sequence", "token-attention")
 log = logging.getLogger("screenshots")
 
 
@@ -29,6 +32,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images")
     parser.add_argument("--home", type=Path, help="folder for datasets and runs; a temporary one when missing")
+    parser.add_argument("--views", type=Path, help="photograph the views of this run only")
+    parser.add_argument("--scan", type=Path, help="scan for --views; a generated patient when missing")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with tempfile.TemporaryDirectory() as temporary:
@@ -39,17 +44,21 @@ def main() -> int:
         os.environ["PYTHONPATH"] = os.pathsep.join([*source, os.environ.get("PYTHONPATH", "")])
         sys.path[:0] = source
         photographer = Photographer(arguments.output)
+        if arguments.views:
+            photographer.views(arguments.views, arguments.scan)
+            return 0
         photographer.empty(home / "empty" / "runs")
         os.environ["MED3DSSL_RUNS"] = str(home / "runs")
-        dataset, pretrained, finetuned = train(home)
+        dataset, pretrained, finetuned, sequence = train(home)
         photographer.filled(dataset, pretrained, finetuned)
+        photographer.views(sequence)
         photographer.errors(home, dataset, pretrained)
     log.info("%d pictures in %s", len(photographer.written), arguments.output)
     return 0
 
 
-def train(home: Path) -> tuple[Path, Path, Path]:
-    """Demo dataset, a pre-training run and a fine-tuning run on it, made once."""
+def train(home: Path) -> tuple[Path, Path, Path, Path]:
+    """Demo dataset, and on it a masked pre-training run, a fine-tuning run and a next-patch run, made once."""
     from napari_med3dssl.tiny_demo import make_demo_dataset
     from training_backend.config.presets import finetune_config, pretrain_config
     from training_backend.jobs.launcher import launch
@@ -58,10 +67,12 @@ def train(home: Path) -> tuple[Path, Path, Path]:
     dataset = make_demo_dataset(lambda share, text: log.info("%s", text) if share == 0 else None)
     known = {run.name: run.path for run in list_runs() if run.state == "finished"}
     paths = []
-    for name in ("mae-tiny", "organs"):
+    for name in ("mae-tiny", "organs", "ar-tiny"):
         if name not in known:
             if name == "mae-tiny":
                 config = pretrain_config("mae3d", "tiny", dataset, PRETRAIN)
+            elif name == "ar-tiny":
+                config = pretrain_config("ar", "tiny", dataset, NEXT_PATCH)
             else:
                 config = finetune_config(
                     "segmentation", "tiny", dataset, changes={**FINETUNE, "weights": str(paths[0])}
@@ -75,7 +86,7 @@ def train(home: Path) -> tuple[Path, Path, Path]:
                 raise SystemExit(f"{name}: {summary(run).sentence}")
             known[name] = run.path
         paths.append(known[name])
-    return dataset, paths[0], paths[1]
+    return dataset, paths[0], paths[1], paths[2]
 
 
 class Photographer:
@@ -134,6 +145,56 @@ class Photographer:
             self.open_scan()
             self.fill_explore(pretrained)
             self.photograph("Explore", "filled")
+
+    def views(self, run: Path, scan: Path | None = None) -> None:
+        """What a next-patch model shows, one picture per view."""
+        with self.viewer():
+            if scan is None:
+                self.open_scan()
+            else:
+                from napari_med3dssl._layers import add
+                from napari_med3dssl._reader import read
+
+                for data, options, kind in read(scan):
+                    add(self.napari, (data, {**options, "name": "scan"}, kind))
+                self.centre()
+            panel = self.panels["Explore"]
+            self.bench.show_tab("Explore")
+            self.bench.state.model = str(run)
+            self.wait(lambda: panel.scan is not None and len(panel.views) > 0)
+            for name in VIEWS:
+                self.show_view(name)
+
+    def show_view(self, name: str) -> None:
+        """Unfold a section, let it draw, take its picture, and put everything back."""
+        from napari_med3dssl._widgets import Page
+        from napari_med3dssl.explore_pick import Seeds
+
+        panel = self.panels["Explore"]
+        for one in (panel.similarity, *panel.views):
+            one.fold(True)
+        section = next(one for one in panel.views if one.view.name == name)
+        section.fold(False)
+        self.settle(0.2)
+        panel.findChild(Page).ensureWidgetVisible(section.text)
+        if section.view.point:
+            section.pick_button.click()
+            depth, height, width = panel.scan.data.shape
+            section._on_picked(Seeds(positive=[(depth // 2, int(height * 0.4), int(width * 0.4))]))
+        else:
+            section.show_button.click()
+        if name == "roll-out":
+            self.wait(lambda: panel.progress.value() > 40 or not panel.busy, 180)
+            section.stop()
+        self.wait(lambda: not panel.busy, 300)
+        self.settle(0.5)
+        panel.findChild(Page).ensureWidgetVisible(section.text)
+        self.photograph("Explore", name)
+        section.leave()
+        if section._maps.in_grid:
+            section.toggle_grid()
+        for layer in self.napari.layers:
+            layer.visible = layer is panel.scan
 
     def errors(self, home: Path, dataset: Path, pretrained: Path) -> None:
         """What each tab says when something is wrong."""
@@ -228,7 +289,6 @@ class Photographer:
 
     def fill_explore(self, run: Path) -> None:
         from napari_med3dssl._layers import geometry_of
-        from napari_med3dssl.explore_pick import Seeds
 
         panel = self.panels["Explore"]
         self.bench.show_tab("Explore")
@@ -236,6 +296,8 @@ class Photographer:
         self.wait(lambda: panel.scan is not None)
         panel.compute_features()
         self.wait(lambda: panel.features is not None, 180)
+        from napari_med3dssl.explore_pick import Seeds
+
         depth, height, width = geometry_of(panel.scan).shape
         seeds = Seeds(positive=[(depth // 2, height // 2, int(width * 0.3))])
         panel.similarity._pick.seeds = seeds

@@ -18,6 +18,8 @@ Picture = Mapping[str, Any]
 
 GRID_OF_FOUR = ("original", "masked", "reconstruction", "error")
 """Pictures of a masked reconstruction."""
+OPACITY = {"heatmap": 0.5, "labels": 0.5}
+"""Of pictures that lie over others, by role."""
 _hidden: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
 """Layers of each viewer that a grid hid, shown again when the last grid goes."""
 
@@ -74,17 +76,20 @@ class PictureLayers:
                     _compat.show_name(layer, False)
             for layer in four:
                 _compat.show_name(layer)
+                layer.opacity = 1.0  # there is nothing below it
             grid.shape, grid.stride = (2, 2), 1
             grid.enabled = True
             self._viewer.fit_to_view(layers=four)
         elif not on:
-            grid.enabled = False
-            for layer in four:
-                _compat.show_name(layer, False)
-                layer.visible = False
-            for layer in _hidden.pop(self._viewer, []):
-                layer.visible = True
-            self._viewer.reset_view()
+            leave_grid(self._viewer, four)
+
+    def over_scan(self) -> None:
+        """Show these layers over the scan, leaving the grid that pictures of another kind are in."""
+        if _compat.grid(self._viewer).enabled:
+            leave_grid(self._viewer, [layer for layer in self._viewer.layers if layer.visible])
+        for name, role in self._roles.items():
+            if self[name] is not None:
+                self[name].visible, self[name].opacity = True, OPACITY.get(role, 1.0)
 
     def _in_grid(self) -> list[Any]:
         names = self._grid or tuple(self._layers)[:4]
@@ -104,6 +109,17 @@ class PictureLayers:
             self._viewer.layers.remove(layer)
         self._layers[picture["name"]] = add(self._viewer, made)
         return self._layers[picture["name"]]
+
+
+def leave_grid(viewer: Any, layers: Sequence[Any]) -> None:
+    """End the grid that shows `layers`; what it hid is seen again."""
+    _compat.grid(viewer).enabled = False
+    for layer in layers:
+        _compat.show_name(layer, False)
+        layer.visible = False
+    for layer in _hidden.pop(viewer, []):
+        layer.visible = True
+    viewer.reset_view()
 
 
 def layer_of(picture: Picture, name: str) -> LayerData:

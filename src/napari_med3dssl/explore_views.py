@@ -42,7 +42,7 @@ class ViewSection(ExploreSection):
         self.wanted = False
         """Whether to draw once the model process is free."""
         self._maps = maps
-        self._follow = True
+        self._follow = self._starting = True
         self._centre: list[float] | None = None
         self._voxel: Voxel | None = None
         self._marker: Any = None
@@ -76,6 +76,7 @@ class ViewSection(ExploreSection):
         """Draw around the place where the view stands now."""
         if self.panel.scan is not None:
             self._centre = view_point(self.panel.viewer, self.panel.scan)
+            self._starting = True
             self.draw()
 
     def draw(self) -> None:
@@ -148,7 +149,10 @@ class ViewSection(ExploreSection):
         self.draw()
 
     def _show(self, values: dict[str, Any]) -> None:
-        """Draw a frame; contrast limits follow the pictures of the first drawing and are the user's own after it."""
+        """Draw a frame; contrast limits follow the pictures of the first drawing and are the user's own after it.
+
+        A drawing that was asked for comes to the front; one that only follows a slider leaves the view as it is.
+        """
         pictures = values["pictures"]
         if not pictures:
             return
@@ -158,10 +162,15 @@ class ViewSection(ExploreSection):
         layers = self._maps.show([{**picture, "follow": follow or new, "facts": facts} for picture in pictures])
         self.text.setText(values["text"])
         self.panel.toggles_grid = self.toggle_grid
-        self.grid_button.setEnabled(len(pictures) > 1)
-        if new:
+        self.grid_button.setVisible(len(pictures) > 2)
+        self.grid_button.setEnabled(True)
+        if new or self._starting:
             self._maps.link_contrast()
-            self._maps.to_grid(len(pictures) > 2)
+            if len(pictures) > 2:
+                self._maps.to_grid()
+            else:
+                self._maps.over_scan()
+        self._starting = False
         if values["share"] >= 1:
             self._follow = False
         if self._marker is not None and self._marker in self.panel.viewer.layers and len(layers) == 1:

@@ -123,7 +123,7 @@ def test_the_command_lists_and_writes_views(
     asked = ["view", "--run", run, "--input", str(scan), "--output", str(output), "--device", "cpu"]
     assert main([*asked, "--name", "roll-out", "--set", "prefix=0.95", "brightness=mean"]) == 0
     assert "137 of 144 patches are given, 7 drawn" in capsys.readouterr().out
-    drawn = read_volume(output / "roll-out.nii.gz")
+    drawn = read_volume(output / "continuation.nii.gz")
     assert drawn.array.shape == SIZE
     assert np.abs(drawn.geometry.to_lps[:3, :3] - volume.geometry.to_lps[:3, :3]).max() < 1e-4
     assert main([*asked, "--name", "token-attention", "--point", "10", "15", "14"]) == 0

@@ -165,9 +165,9 @@ def test_a_roll_out_streams_frame_after_frame(client: ServeClient, models: dict[
     def watch(values: dict[str, Any]) -> None:
         pictures = {picture["name"]: picture for picture in values["pictures"]}
         shares.append(values["share"])
-        drawn.append(pictures["roll-out"]["array"])
-        assert list(pictures) == ["original", "roll-out", "error"]
-        assert pictures["roll-out"]["geometry"].same_grid(pictures["original"]["geometry"])
+        drawn.append(pictures["continuation"]["array"])
+        assert list(pictures) == ["original", "continuation", "error"]
+        assert pictures["continuation"]["geometry"].same_grid(pictures["original"]["geometry"])
 
     ask: dict[str, Any] = {"source": models["ar"], "volumes": [phantom.volume], "name": "roll-out"}
     answer = client.request("view", partial=watch, options={"prefix": 0.2}, **ask)

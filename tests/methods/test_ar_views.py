@@ -100,20 +100,20 @@ def test_a_roll_out_grows_patch_after_patch_from_what_it_drew(network: Any, volu
     truth = teacher_forced(network, volume, prefix)
     numbers = truth.numbers.numpy()
     for step, (before, after) in enumerate(itertools.pairwise(found)):
-        changed = (patches(arrays(before)["roll-out"]) != patches(arrays(after)["roll-out"])).any(-1)
+        changed = (patches(arrays(before)["continuation"]) != patches(arrays(after)["continuation"])).any(-1)
         np.testing.assert_array_equal(changed, numbers == prefix + step)
     last = arrays(found[-1])
     context = numbers < prefix
-    np.testing.assert_array_equal(patches(last["roll-out"])[context], patches(last["original"])[context])
+    np.testing.assert_array_equal(patches(last["continuation"])[context], patches(last["original"])[context])
     np.testing.assert_array_equal(patches(last["error"])[context], 0)
     first = numbers == prefix  # the only patch whose whole past is true: equal up to brightness and contrast
-    rolled = patches(last["roll-out"])[first][0]
+    rolled = patches(last["continuation"])[first][0]
     forced = patches(truth.volume[0, 0].numpy())[first][0]
     np.testing.assert_allclose(
         rolled - rolled.mean(), (forced - forced.mean()) * rolled.std() / forced.std(), atol=1e-4
     )
     second = numbers == prefix + 1
-    assert not np.allclose(patches(last["roll-out"])[second], patches(truth.volume[0, 0].numpy())[second])
+    assert not np.allclose(patches(last["continuation"])[second], patches(truth.volume[0, 0].numpy())[second])
     assert "not part of the published method" in found[-1].text
 
 

@@ -148,7 +148,7 @@ def test_a_roll_out_is_seen_growing_and_can_be_stopped(
 
     def watch(values: dict[str, Any]) -> None:
         show(values)
-        shown = layer(ready, "roll-out · roll-out").data
+        shown = layer(ready, "continuation · roll-out").data
         drawn.append(int((shown > shown.min()).sum()))
 
     view._show = watch
@@ -170,8 +170,8 @@ def test_a_roll_out_is_seen_growing_and_can_be_stopped(
     qtbot.mouseClick(view.show_button, Qt.MouseButton.LeftButton)
     finish(ready, qtbot)
     assert "14 of 144 patches are given, 130 drawn" in view.text.text()
-    assert layer(ready, "roll-out · roll-out").data.shape == SIZE
-    assert len([one for one in ready.viewer.layers if one.name.startswith("roll-out")]) == 1
+    assert layer(ready, "continuation · roll-out").data.shape == SIZE
+    assert len([one for one in ready.viewer.layers if one.name.startswith("continuation")]) == 1
 
 
 def test_a_click_shows_where_its_patch_looks(ready: ExplorePanel, qtbot: Any) -> None:
@@ -188,6 +188,8 @@ def test_a_click_shows_where_its_patch_looks(ready: ExplorePanel, qtbot: Any) ->
     cell = token_at((10, 15, 14), geometry_of(ready.scan), geometry_of(shown))
     assert f"z, y, x = {', '.join(str(n + 1) for n in cell)} looks" in text
     assert not _compat.grid(ready.viewer).enabled  # a map over the scan
+    assert shown.visible
+    assert ready.scan.visible
     view.settings.editor("mode").box.setCurrentText("causal")
     qtbot.waitUntil(lambda: (layer(ready, "attention · token-attention").data == 0).any(), timeout=30_000)
     finish(ready, qtbot)
@@ -256,6 +258,13 @@ def test_sequence_and_predictability(ready: ExplorePanel, qtbot: Any) -> None:
     finish(ready, qtbot)
     assert "over 4 of 4 contexts" in other.text.text()
     surprise = layer(ready, "surprise · predictability")
+    shown = [one.name for one in ready.viewer.layers if one.visible]
+    assert shown == [ready.scan.name, "surprise · predictability"]  # over the scan; the grid is left
+    assert not _compat.grid(ready.viewer).enabled
+    view.show_button.click()
+    finish(ready, qtbot)
+    assert _compat.grid(ready.viewer).enabled
+    assert not surprise.visible
     assert np.isfinite(surprise.data).all()
     assert surprise.units == ready.scan.units
 

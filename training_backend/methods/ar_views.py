@@ -124,7 +124,7 @@ def roll_out(
     drawn[given] = original.array[given]
     pictures = [
         original,
-        PreviewArray("roll-out", drawn, "image", limits=shown),
+        PreviewArray("continuation", drawn, "image", limits=shown),
         PreviewArray("error", error, "error", limits=(0.0, shown[1] - shown[0])),
     ]
     yield Frame(pictures, f"{prefix} of {length} patches are given.", 0.0)
