@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from napari_med3dssl import _layers, _work
 from napari_med3dssl._scans import contrasts, selected_scan
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, button, button_row, combo
+from napari_med3dssl.moving_scan import MovingScan, registered_layers
 from napari_med3dssl.results import replace_layers
 from training_backend.data.manifest import ClassEntry
 from training_backend.data.volume import Volume
 from training_backend.errors import Med3dError
-from training_backend.jobs.sources import WeightsSource, run_sources
+from training_backend.jobs.sources import WeightsSource, model_facts, run_sources
 
 EMPTY = "No fine-tuned model yet. Start one above; it appears here when it has finished."
 FORMATS = "NIfTI (*.nii.gz);;NRRD (*.nrrd);;MetaImage (*.mha)"
@@ -45,11 +47,15 @@ class PredictBox(QWidget):
         self._job: _work.Job | None = None
         self._result: Volume | None = None
         self.model = combo("Fine-tuned model")
+        self.model.currentIndexChanged.connect(lambda _: self._on_model())
+        self.moving = MovingScan(state)
         self.probabilities = QCheckBox("Also show probabilities")
         form = QFormLayout()
         form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Model", self.model)
+        form.addRow("Moving scan", self.moving.box)
+        self._form = form
         form.addRow(self.probabilities)
         self.predict_button = button("Predict current layer", self.predict, "Segment or classify the selected scan.")
         self.export_button = button("Export…", self.export, "Save the prediction on the grid of the scan's file.")
@@ -88,23 +94,57 @@ class PredictBox(QWidget):
         if self._job is not None and self._job.running:
             self.notice.say("info", "A prediction is being made; wait for it, or cancel.")
             return
+        if self.registers:
+            self._register(layer, source)
+            return
         try:
             volumes = [_layers.volume_of(each) for each in contrasts(self.state.viewer, layer)]
         except Med3dError as error:
             self._complain(str(error))
             return
-        client, wanted, name = self.state.client, self.probabilities.isChecked(), layer.name
-        run = self.model.currentText()
-        self.notice.say("busy", f"Predicting {name}…")
+        wanted, name, run = self.probabilities.isChecked(), layer.name, self.model.currentText()
+        ask = {"source": source, "volumes": volumes, "probabilities": wanted}
+        self._ask("predict", ask, f"Predicting {name}…", lambda values: self._show(name, run, values))
+
+    @property
+    def registers(self) -> bool:
+        """Whether the chosen model moves one scan onto another."""
+        facts = model_facts(str(self.model.currentData() or ""))
+        return facts is not None and facts.task == "registration"
+
+    def _register(self, fixed: Any, source: str) -> None:
+        """Have another scan moved onto the selected one."""
+        moving = self.moving.chosen(fixed)
+        if moving is None:
+            self.notice.say("info", "Registration needs two scans: open another one and choose it as the moving scan.")
+            return
+        try:
+            labels, volumes = self.moving.labels(moving), [_layers.volume_of(each) for each in (moving, fixed)]
+        except Med3dError as error:
+            self._complain(str(error))
+            return
+        classes, name = self.moving.classes(labels), fixed.name
+        ask = {"source": source, "volumes": volumes, "labels": labels}
+
+        def show(values: dict[str, Any]) -> None:
+            self._result = values["warped"]
+            replace_layers(self.state.viewer, registered_layers(moving, name, values, classes))
+            self.table.hide()
+            self.export_button.show()
+            self.notice.say("ok", " ".join([f"{moving.name} was moved onto {name}.", values["text"], *values["notes"]]))
+
+        self._ask("register", ask, f"Moving {moving.name} onto {name}…", show)
+
+    def _ask(self, op: str, ask: dict[str, Any], text: str, done: Callable[[dict[str, Any]], None]) -> None:
+        client = self.state.client
+        self.notice.say("busy", text)
         self.bar.setRange(0, 0)
         for widget in (self.bar, self.cancel):
             widget.show()
         self._job = _work.start(
             self,
-            lambda progress: client.request(
-                "predict", source=source, volumes=volumes, probabilities=wanted, progress=progress
-            ),
-            done=lambda values: self._show(name, run, values),
+            lambda progress: client.request(op, progress=progress, **ask),
+            done=done,
             failed=self._complain,
             cancelled=lambda: self.notice.say("info", "Cancelled; nothing was changed."),
             progressed=self._progress,
@@ -128,10 +168,15 @@ class PredictBox(QWidget):
             return
         _work.start(
             self,
-            lambda: write_volume(self._result, path, overwrite=True, labels=True),  # type: ignore[arg-type]
+            lambda: write_volume(self._result, path, overwrite=True),  # type: ignore[arg-type]
             done=lambda written: self.notice.say("ok", f"Saved {written} on the grid of the scan's file."),
             failed=self._complain,
         )
+
+    def _on_model(self) -> None:
+        """Show what the chosen model needs besides the selected scan."""
+        self._form.setRowVisible(self.moving.box, self.registers)
+        self.probabilities.setVisible(not self.registers)
 
     def _fill(self, found: list[WeightsSource]) -> None:
         chosen = self.model.currentData()
@@ -139,6 +184,7 @@ class PredictBox(QWidget):
         for each in found:
             self.model.addItem(each.title, each.source)
         self.model.setCurrentIndex(max(0, self.model.findData(chosen)))
+        self._on_model()
         self.predict_button.setEnabled(bool(found))
         if not found:
             self.notice.say("info", EMPTY)

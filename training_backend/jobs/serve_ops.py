@@ -8,6 +8,8 @@ operation           parameters                                         values
 ``load``            `source`                                           facts of the model, see below
 ``predict``         `source`, `volumes`, `overlap`, `probabilities`    `labels`, `classes`, `volumes_ml`,
                                                                        `probabilities`, `values`, `notes`
+``register``        `source`, `volumes` (moving, fixed), `labels`      `warped`, `labels`, `grid`, `jacobian`, `text`,
+                    of the moving scan                                 `notes`
 ``features``        `source`, `volumes`, `normalised`, `overlap`       `tokens` [d, h, w, E], `geometry`, `body`,
                                                                        `cached`
 ``reconstruct``     `source`, `volumes`, `mask_ratio`, `seed`,         `pictures`, `error`, `unit`
@@ -125,6 +127,7 @@ class Session:
             "info": self.info,
             "load": self.load,
             "predict": self.predict,
+            "register": self.register,
             "features": self.features,
             "reconstruct": self.reconstruct,
             "preview_masking": self.preview_masking,
@@ -173,6 +176,26 @@ class Session:
             "probabilities": list(found.probabilities),
             "values": dict(found.values),
             "text": found.text,
+            "notes": list(found.notes),
+        }
+
+    def register(self, params: Params, progress: Progress) -> Values:
+        """The first scan on the grid of the second, with its label map, and how space was bent."""
+        from training_backend.evaluate.register import register_volumes
+
+        ready, volumes, labels = self._model(params, progress), _volumes(params), params.get("labels")
+        if len(volumes) != 2:
+            raise RunError(f"Registration takes two scans, but {len(volumes)} were given.", "Choose a moving scan.")
+        progress(0.0, "Registering")
+        said = _saying(progress, "Registering")
+        found = register_volumes(ready.loaded, *volumes, labels, device=self.device, progress=said)
+        return {
+            **ready.facts,
+            "warped": found.warped,
+            "labels": found.labels,
+            "grid": found.grid,
+            "jacobian": found.jacobian,
+            "text": found.summary(),
             "notes": list(found.notes),
         }
 
