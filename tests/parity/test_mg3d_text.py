@@ -67,7 +67,7 @@ def test_ctclip_score() -> None:
         max_position_embeddings=places,
     )
     tokens = given["image_tokens"].flatten(1, 3)
-    model = TextMatch(None, transformers.BertModel(settings), None, width, tuple(tokens.shape[1:]), gates=2)
+    model = TextMatch(None, None, transformers.BertModel(settings), None, width, tuple(tokens.shape[1:]), gates=2)
     found = model.load_state_dict(weights, strict=False)
     assert found.missing_keys == []
     unread = (".fc1.", "latent_extra", "position_ids")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +18,30 @@ RANKS = (1, 5, 10, 50, 100)
 """K of recall at K; those that are not smaller than the number of candidates are left out."""
 
 
-def ranks(scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Place of the right candidate of each query, from 1; `scores` [N, N] have it on the diagonal.
+def ranks(scores: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
+    """Place of the first right candidate of each query, from 1.
 
-    Candidates with the same score count half, rounded against the query, so constant scores are no success.
+    Wrong candidates with the same score count half, rounded against the query, so constant scores are no success.
+
+    Args:
+        scores: [N, N] of queries against candidates.
+        groups: [N] numbers; candidates of the query's own group are right. Each is its own group when left out.
     """
     table = np.asarray(scores, float)
-    own = np.diagonal(table)[:, None]
-    ahead, level = (table > own).sum(axis=1), (table == own).sum(axis=1) - 1
+    right = _right(len(table), groups)
+    own = np.where(right, table, -np.inf).max(axis=1, keepdims=True)
+    ahead, level = (~right & (table > own)).sum(axis=1), (~right & (table == own)).sum(axis=1)
     return np.asarray(1 + ahead + (level + 1) // 2, np.int64)
 
 
 def retrieval_report(
-    queries: npt.ArrayLike, candidates: npt.ArrayLike, name: str = "", *, samples: int = 1000, seed: int = 0
+    queries: npt.ArrayLike,
+    candidates: npt.ArrayLike,
+    name: str = "",
+    *,
+    groups: npt.ArrayLike | None = None,
+    samples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Recall at K, mean reciprocal rank and median rank with 95 % bootstrap intervals over queries.
 
@@ -39,10 +51,11 @@ def retrieval_report(
         queries: unit vectors [N, E].
         candidates: unit vectors [N, E]; the one with the same index is right.
         name: put before each metric, e.g. "text_to_volume_".
+        groups: [N]; all candidates of the query's own group are right, for cases with the same report.
         samples: bootstrap samples; 0 gives no intervals.
         seed: of the bootstrap.
     """
-    place = ranks(np.asarray(queries, float) @ np.asarray(candidates, float).T)
+    place = ranks(np.asarray(queries, float) @ np.asarray(candidates, float).T, groups)
     number = len(place)
     chosen = [k for k in RANKS if k < number]
 
@@ -53,7 +66,20 @@ def retrieval_report(
 
     report = bootstrap(metrics, number, samples, seed)
     report[f"{name}median_rank"] = float(np.median(place))
-    return report | {f"{name}chance_{k}": k / number for k in chosen}
+    found = _right(number, groups).sum(axis=1)
+    return report | {f"{name}chance_{k}": float(np.mean([_chance(number, n, k) for n in found])) for k in chosen}
+
+
+def _right(number: int, groups: npt.ArrayLike | None) -> npt.NDArray[np.bool_]:
+    if groups is None:
+        return np.eye(number, dtype=bool)
+    own = np.asarray(groups)
+    return np.asarray(own[:, None] == own[None])
+
+
+def _chance(number: int, right: int, k: int) -> float:
+    """Probability that `k` of `number` candidates, drawn at random, hold one of the `right` ones."""
+    return 1 - math.comb(number - right, k) / math.comb(number, k)
 
 
 def shared_labels(latents: npt.ArrayLike, labels: npt.ArrayLike, top: int = 5) -> float:

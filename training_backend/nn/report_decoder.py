@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from training_backend.nn.text_beam import END, Beam, search
 from training_backend.nn.text_layers import DecoderLayer, EncoderLayer, Reader, Stack, causal, word_embedding
+from training_backend.nn.visual_tokens import VisualTokens, encoded
 
 UNUSED = ("linear_fcfeat.", "linear_label.", "linear_mem.", "prior_memory.", "proj.", "visual_extractor.")
 """Tensors of published files that no published computation reads."""
@@ -134,6 +135,42 @@ class ReportWriter(nn.Module):
         """Output [B, L + labels, E] of the encoder."""
         found = self.select_prior(self.embed_labels(labels[..., None]), memory)
         return self.encoder_decoder.encode(torch.cat([tokens, self.linear_feat(found)], dim=1))
+
+
+class ReportNetwork(nn.Module):
+    """Encoder, visual tokens and writer.
+
+    Args:
+        encoder: of any method.
+        visual: makes tokens of its features.
+        sizes: of the writer.
+        report_memory: see `ReportWriter`.
+        freeze: keep the encoder as it is.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, visual: VisualTokens, sizes: WriterSizes, report_memory: bool, freeze: bool
+    ) -> None:
+        super().__init__()
+        self.encoder, self.visual, self.freeze = encoder, visual, freeze
+        self.writer = ReportWriter(sizes, report_memory)
+        if freeze:
+            encoder.requires_grad_(False)
+
+    def forward(self, volume: Tensor, ids: Tensor) -> Written:
+        """Probabilities of the words `ids` [B, T] of the reports of `volume` [B, C, D, H, W]."""
+        written: Written = self.writer(*self.visual(encoded(self.encoder, volume, self.freeze)), ids)
+        return written
+
+    def write(self, volume: Tensor, beam: Beam) -> Tensor:
+        """Words [B, longest] of reports of `volume` [B, C, D, H, W], padded with `END`."""
+        return self.writer.write(*self.visual(encoded(self.encoder, volume, self.freeze)), beam)
+
+    def train(self, mode: bool = True) -> ReportNetwork:
+        """As usual, except that a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.train(mode and not self.freeze)
+        return self
 
 
 class _TextReader(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from training_backend.data.text import vocabulary
 from training_backend.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     from training_backend.config.text import TextConfig
 
+log = logging.getLogger(__name__)
+
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
+_PIECES = re.compile(r"\w+|[^\w\s]+")
+"""Words and marks of the small text encoder."""
 PAD, UNKNOWN, START, STOP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
 
@@ -30,11 +35,13 @@ class Tokeniser:
         backend: a ``tokenizers.Tokenizer`` that adds the marks at both ends.
         longest: tokens after which a text is cut; its last mark is kept.
         pad: number that fills a row.
+        cut: texts that were cut so far.
     """
 
     backend: Any
     longest: int
     pad: int
+    cut: int = 0
 
     def __post_init__(self) -> None:
         self._known: dict[str, list[int]] = {}
@@ -45,12 +52,18 @@ class Tokeniser:
         """Token numbers of a text with its marks, not more than `longest`."""
         if text not in self._known:
             whole = list(self.backend.encode(text).ids)
-            self._known[text] = whole if len(whole) <= self.longest else [*whole[: self.longest - 1], whole[-1]]
+            self._known[text] = whole if len(whole) <= self.longest else self._cut(whole)
         return self._known[text]
 
-    def length(self, text: str) -> int:
-        """Tokens of the whole text."""
-        return len(self.backend.encode(text).ids)
+    def _cut(self, whole: list[int]) -> list[int]:
+        if not self.cut:
+            log.warning(
+                "A text has %d tokens, but %d are read; what comes after is left out, here and in longer texts.",
+                len(whole),
+                self.longest,
+            )
+        self.cut += 1
+        return [*whole[: self.longest - 1], whole[-1]]
 
     def batch(self, texts: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Token numbers [B, T] and mask [B, T], 1 where there is a token; T is that of the longest text."""
@@ -139,7 +152,8 @@ def _small(config: TextConfig, reports: Sequence[str]) -> tuple[nn.Module, Token
     import transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    known = vocabulary(reports, config.least_count)
+    counts = Counter(word for report in reports for word in _PIECES.findall(report.lower()))
+    known = sorted(word for word, count in counts.items() if count >= config.least_count)
     if not known:
         raise ConfigError(
             "There are no training reports to make a vocabulary of.", "Add reports to the dataset, or set text.source."

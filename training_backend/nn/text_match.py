@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training_backend.nn.visual_tokens import encoded
+
 if TYPE_CHECKING:
     from training_backend.nn.text_encoder import Tokeniser
     from training_backend.nn.visual_tokens import VisualTokens
@@ -84,7 +86,8 @@ class TextMatch(nn.Module):
     """Visual tokens and a text encoder, each with a linear map to common latents.
 
     Args:
-        visual: gives tokens [B, L, E]; None where tokens come from elsewhere.
+        encoder: of the volumes; None where tokens come from elsewhere.
+        visual: makes tokens [B, L, E] of its features; None likewise.
         text: text model of ``transformers``.
         tokeniser: of the text model.
         latent: channels of a latent.
@@ -92,12 +95,15 @@ class TextMatch(nn.Module):
         gates: layers of `SentenceGates` before the latents: 0 as CT-CLIP, 2 as MG-3D, for which E must be the width of
             the text model.
         reading: vector of a text.
+        temperature: start of the learnt temperature; scores are cosines times its exponential.
+        freeze_encoder: keep the encoder as it is.
         freeze_text: keep the text model as it is.
         latents_only: learn nothing but the maps to the latents (and the gates).
     """
 
     def __init__(
         self,
+        encoder: nn.Module | None,
         visual: VisualTokens | None,
         text: nn.Module,
         tokeniser: Tokeniser | None,
@@ -106,35 +112,35 @@ class TextMatch(nn.Module):
         *,
         gates: int = 0,
         reading: Reading = "first",
+        temperature: float = 1.0,
+        freeze_encoder: bool = False,
         freeze_text: bool = True,
         latents_only: bool = False,
     ) -> None:
         super().__init__()
         settings: Any = text.config
-        self.visual, self.tokeniser, self.reading, self.freeze_text = visual, tokeniser, reading, freeze_text
+        self.encoder, self.visual, self.tokeniser, self.reading = encoder, visual, tokeniser, reading
+        self.freeze_encoder, self.freeze_text = freeze_encoder or latents_only, freeze_text or latents_only
         self.text_transformer = text
         self.local_img_cross_multihead_attention = nn.ModuleList(
             SentenceGates(tokens[1], pooled=True) for _ in range(gates)
         )
         self.to_visual_latent = nn.Linear(tokens[0] * tokens[1], latent, bias=False)
         self.to_text_latent = nn.Linear(settings.hidden_size, latent, bias=False)
-        self.temperature = nn.Parameter(torch.tensor(1.0))
-        if freeze_text:
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+        if encoder is not None and self.freeze_encoder:
+            encoder.requires_grad_(False)
+        if self.freeze_text:
             text.requires_grad_(False)
         if latents_only:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_("latent" in name or "cross_multihead_attention" in name)
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The encoder of the volumes."""
-        assert self.visual is not None  # networks of tasks have one
-        return self.visual.encoder
-
     def image_tokens(self, volume: Tensor) -> Tensor:
         """Tokens [B, L, E] of `volume` [B, C, D, H, W]."""
-        assert self.visual is not None  # networks of tasks have one
-        tokens: Tensor = self.visual(volume)[0]
+        assert self.encoder is not None  # networks of tasks have both
+        assert self.visual is not None
+        tokens: Tensor = self.visual(encoded(self.encoder, volume, self.freeze_encoder))[0]
         return tokens
 
     def text_rows(self, texts: Sequence[str]) -> Tensor:
@@ -186,8 +192,10 @@ class TextMatch(nn.Module):
         return torch.stack(pairs, dim=1).softmax(-1)[..., 0]
 
     def train(self, mode: bool = True) -> TextMatch:
-        """As usual, except that a frozen text model stays in evaluation mode."""
+        """As usual, except that what is frozen stays in evaluation mode."""
         super().train(mode)
+        if self.encoder is not None:
+            self.encoder.train(mode and not self.freeze_encoder)
         self.text_transformer.train(mode and not self.freeze_text)
         return self
 
@@ -197,8 +205,12 @@ def prompts(finding: str) -> tuple[str, str]:
     return f"{finding}.", f"not {finding}."
 
 
-def contrast(images: Tensor, texts: Tensor, temperature: Tensor) -> Tensor:
-    """Symmetric cross entropy of matching pairs: latents [B, E] of volumes and of their reports, in the same order."""
-    logits = images @ texts.T * temperature.exp()
-    target = torch.arange(len(logits), device=logits.device)
+def contrast(images: Tensor, texts: Tensor, temperature: Tensor, same: Tensor | None = None) -> Tensor:
+    """Symmetric cross entropy of matching pairs: latents [B, E] of volumes and of their reports, in the same order.
+
+    `same` [B, B] is true for volumes and reports that fit too, as cases with the same words do; they share the target.
+    """
+    logits = (images @ texts.T).float() * temperature.exp()
+    fits = torch.eye(len(logits), device=logits.device) if same is None else same.to(logits)
+    target = fits / fits.sum(1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

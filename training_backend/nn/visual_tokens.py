@@ -20,18 +20,17 @@ auto: positions for encoders with a pyramid, channels for others."""
 
 
 class VisualTokens(nn.Module):
-    """Encoder, maps averaged to `side` positions per axis and joined, norm.
+    """Maps of an encoder averaged to `side` positions per axis and joined, and a norm.
 
     An encoder with a pyramid says by ``embedded_maps`` which of its maps are joined (their channels add up to its
     width); of any other one the patch tokens are averaged.
 
     Args:
-        encoder: of any method.
+        encoder: of any method; it does not become a part of this module.
         side: tokens along each axis, 3 as published.
         norm: see `TokenNorm`.
         project: channels of a linear layer after the join; 0 leaves it out.
         order: axes of the grid in the order in which tokens are numbered, the last one fastest.
-        freeze: keep the encoder as it is.
     """
 
     def __init__(
@@ -41,12 +40,11 @@ class VisualTokens(nn.Module):
         norm: TokenNorm = "auto",
         project: int = 0,
         order: tuple[int, int, int] = (0, 1, 2),
-        freeze: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = cast(nn.Module, encoder)
-        self.side, self.order, self.freeze = side, order, freeze
-        chosen = norm if norm != "auto" else "positions" if _joined(encoder) else "channels"
+        self.side, self.order, self.channels = side, order, encoder.width
+        self.embedded_maps: tuple[int, ...] = tuple(getattr(encoder, "embedded_maps", ()))
+        chosen = norm if norm != "auto" else "positions" if self.embedded_maps else "channels"
         self.norm: nn.Module = nn.Identity()
         if chosen == "positions":
             self.norm = PositionNorm(side**3)
@@ -54,51 +52,35 @@ class VisualTokens(nn.Module):
             self.norm = nn.LayerNorm(encoder.width)
         self.head = nn.Conv3d(encoder.width, project, 1) if project else None
         self.width = project or encoder.width
-        if freeze:
-            self.encoder.requires_grad_(False)
 
     @property
-    def tokens(self) -> int:
+    def number(self) -> int:
         """Tokens of a volume."""
         return self.side**3
 
-    def forward(self, volume: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, L, E] of `volume` [B, C, D, H, W], and their mean [B, E]."""
-        encoder = cast("Encoder", self.encoder)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            maps = self.joined(encoder.encode(pad_to_patch(volume, encoder.patch_size)))
-        return self.from_maps(maps)
+    def forward(self, features: EncoderOutput) -> tuple[Tensor, Tensor]:
+        """Tokens [B, L, E] of a batch, and their mean [B, E]."""
+        return self.from_maps(self.joined(features))
 
     def joined(self, features: EncoderOutput) -> Tensor:
-        """Maps of an encoder averaged to `side` positions per axis and joined, [B, E, side, side, side]."""
-        encoder = cast("Encoder", self.encoder)
-        chosen = _joined(encoder)
-        maps = [features.pyramid[index] for index in chosen] if features.pyramid else []
+        """Averaged and joined maps [B, E, side, side, side]."""
+        maps = [features.pyramid[index] for index in self.embedded_maps]
         if not maps:
             maps = [features.tokens.transpose(1, 2).unflatten(2, features.grid)]
         pooled = torch.cat([F.adaptive_avg_pool3d(each, self.side) for each in maps], dim=1)
-        if pooled.shape[1] != encoder.width:
+        if pooled.shape[1] != self.channels:
             raise ConfigError(
-                f"The maps of the encoder have {pooled.shape[1]} channels together, but it says {encoder.width}.",
+                f"The maps of the encoder have {pooled.shape[1]} channels together, but it says {self.channels}.",
                 "Choose another method; this one does not say which of its maps to join.",
             )
         return pooled
 
     def from_maps(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, L, E] of joined maps [B, E, side, side, side], and their mean [B, E]."""
-        if self.head is not None and isinstance(self.norm, nn.Identity):
-            maps = self.head(maps)
-        tokens = maps.permute(0, *(axis + 2 for axis in self.order), 1).flatten(1, 3)
-        tokens = self.norm(tokens)
-        if self.head is not None and not isinstance(self.norm, nn.Identity):
+        tokens = self.norm(maps.permute(0, *(axis + 2 for axis in self.order), 1).flatten(1, 3))
+        if self.head is not None:  # a convolution of one voxel, as published, is a linear layer of tokens
             tokens = F.linear(tokens, self.head.weight.flatten(1), self.head.bias)
         return tokens, tokens.mean(1)
-
-    def train(self, mode: bool = True) -> VisualTokens:
-        """As usual, except that a frozen encoder stays in evaluation mode."""
-        super().train(mode)
-        self.encoder.train(mode and not self.freeze)
-        return self
 
 
 class PositionNorm(nn.LayerNorm):
@@ -109,6 +91,8 @@ class PositionNorm(nn.LayerNorm):
         return super().forward(tokens.transpose(1, 2)).transpose(1, 2)
 
 
-def _joined(encoder: Encoder) -> tuple[int, ...]:
-    """Maps of the pyramid whose channels make the width of an encoder; none for encoders of plain tokens."""
-    return tuple(getattr(encoder, "embedded_maps", ()))
+def encoded(encoder: nn.Module, volume: Tensor, freeze: bool) -> EncoderOutput:
+    """Features of `volume` [B, C, D, H, W], padded with zeros to whole patches; without gradient where frozen."""
+    found = cast("Encoder", encoder)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze):
+        return found.encode(pad_to_patch(volume, found.patch_size))

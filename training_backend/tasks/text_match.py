@@ -1,0 +1,110 @@
+"""What the tasks on texts and volumes share: settings and network of latents of both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from training_backend.config import TaskConfig, ui
+from training_backend.config.text import TextConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from training_backend.config import RunConfig
+    from training_backend.methods.base import Encoder
+    from training_backend.nn.text_match import TextMatch
+
+
+class MatchConfig(TaskConfig):
+    """Settings of a network that compares texts with volumes."""
+
+    text: TextConfig = TextConfig()
+    latent: int = Field(768, ge=2, json_schema_extra=ui(advanced=True))
+    """Numbers of a latent."""
+    project: int = Field(0, ge=0, json_schema_extra=ui(advanced=True))
+    """Channels of a visual token (published: 768); 0 keeps those of the encoder."""
+    pool: int = Field(3, ge=1, json_schema_extra=ui(advanced=True))
+    """Visual tokens along each axis of the volume."""
+    norm: Literal["auto", "positions", "channels", "none"] = Field("auto", json_schema_extra=ui(advanced=True))
+    """Norm of the visual tokens; published: none."""
+    gates: int = Field(0, ge=0, json_schema_extra=ui(advanced=True))
+    """Layers in which tokens and sentences gate each other before the latents (MG-3D: 2, CT-CLIP: 0)."""
+    reading: Literal["first", "mean"] = Field("first", json_schema_extra=ui(advanced=True))
+    """Vector of a text: that of its first token, or the mean of all."""
+    temperature: float = Field(1.0, json_schema_extra=ui(advanced=True))
+    """Start of the learnt temperature: scores are cosines times its exponential. Published: 1."""
+
+
+def build_match(
+    run: RunConfig,
+    encoder: Encoder,
+    texts: Callable[[], Sequence[str]],
+    *,
+    freeze_encoder: bool = False,
+    latents_only: bool = False,
+) -> TextMatch:
+    """Encoder, text encoder and latents of a run.
+
+    A text model given by name or folder is loaded, unless the settings hold its architecture: then weights come from a
+    checkpoint. Without a name a small one is made that knows the words of `texts`.
+    """
+    from training_backend.errors import ConfigError
+    from training_backend.nn.text_encoder import text_model
+    from training_backend.nn.text_match import TextMatch
+    from training_backend.nn.visual_tokens import VisualTokens
+
+    config = settings(run)
+    if any(run.data.augment.flip):
+        raise ConfigError(
+            "Texts tell left from right and front from back, but data.augment.flip mirrors volumes.",
+            "Set data.augment.flip to 0 0 0.",
+        )
+    ready = bool(config.text.source or config.text.architecture)
+    text, tokeniser = text_model(config.text, () if ready else texts())
+    wide = int(text.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    visual = VisualTokens(encoder, config.pool, config.norm, config.project or (wide if config.gates else 0))
+    if config.gates and visual.width != wide:
+        raise ConfigError(
+            f"Gates need visual tokens as wide as the text encoder ({wide}), but they have {visual.width} channels.",
+            f"Set task.project to {wide}.",
+        )
+    network = TextMatch(
+        encoder,  # type: ignore[arg-type]
+        visual,
+        text,
+        tokeniser,
+        config.latent,
+        (visual.number, visual.width),
+        gates=config.gates,
+        reading=config.reading,
+        freeze_encoder=freeze_encoder,
+        temperature=config.temperature,
+        freeze_text=config.text.freeze and bool(config.text.source),  # a small one of our own has to learn
+        latents_only=latents_only,
+    )
+    network.task = config  # type: ignore[assignment]
+    return network
+
+
+def contained(network: TextMatch, run: RunConfig) -> RunConfig:
+    """`run` with architecture and tokeniser of the text encoder, so that the weights are all that is needed."""
+    from training_backend.nn.text_encoder import architecture
+
+    assert network.tokeniser is not None  # networks of tasks have one
+    text = {"architecture": architecture(network.text_transformer), "tokeniser": network.tokeniser.to_json()}
+    return run.updated({"task": {"text": text}})
+
+
+def layer_id(network: TextMatch, parameter: str) -> int:
+    """Depth of a parameter: the encoder's own numbers, and one more for text and latents."""
+    from training_backend.nn import heads
+
+    return heads.layer_id(network, parameter)
+
+
+def settings(run: RunConfig) -> MatchConfig:
+    """The task's settings of a run."""
+    assert isinstance(run.task, MatchConfig)
+    return run.task
