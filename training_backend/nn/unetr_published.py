@@ -67,7 +67,7 @@ class PublishedUnetr(nn.Module):
         padded = pad_to_patch(volume, encoder.patch_size)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             features = encoder.encode(padded, hidden=sorted(set(self.taps)))
-            last = self.encoder.norm(features.tokens)
+            last = cast(nn.Module, self.encoder.norm)(features.tokens)
         found = dict(zip(sorted(set(self.taps)), features.hidden, strict=True))
         maps = [self._map(tokens, features.grid) for tokens in (*(found[tap] for tap in self.taps), last)]
         logits = self.decode(self._turn(padded), maps)
