@@ -110,3 +110,21 @@ def test_a_cohort_can_be_read_back(tmp_path):
         assert label.exists() == (index < 2)
         if index < 2:
             assert np.array_equal(read_labels(label).array, phantom.labels.array)
+
+
+def test_the_table_of_lesions_has_a_box_around_each(tmp_path):
+    folder = write_cohort(tmp_path, 8, seed=5, shape=(16, 24, 24), kind=mr_contrasts)
+    with (folder / "lesions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    marked = {}
+    for row in rows:
+        labels = marked.setdefault(row["case"], read_labels(folder / "labelsTr" / f"{row['case']}.nii.gz").array.copy())
+        box = tuple(slice(int(row[f"{axis}0"]), int(row[f"{axis}1"])) for axis in "zyx")
+        assert (labels[box] == 5).any()
+        assert row["type"] == ("left lesion" if int(row["x0"]) + int(row["x1"]) > 24 else "right lesion")
+        labels[box] = 0
+    assert {row["type"] for row in rows} == {"left lesion", "right lesion"}
+    assert not any((labels == 5).any() for labels in marked.values()), "no lesion is outside its box"
+    with (folder / "cases.csv").open() as stream:
+        targets = [int(row["Label"]) for row in csv.DictReader(stream)]
+    assert len(marked) == sum(targets)

@@ -173,7 +173,7 @@ def around(dataset, lesion):
     return box_around(lesion.centre, open_case(dataset, dataset.case(lesion.case)).shape, (4, 16, 16))
 
 
-def test_only_cases_that_have_all_contrasts_are_drawn_for_them(heads, config, tmp_path):
+def test_only_cases_that_have_all_contrasts_are_drawn_for_them(heads, config, caplog):
     dataset = Dataset.open(heads[0].folder)
     poor = [case.id for case in dataset.cases("train")[::2]]
     for id in poor:
@@ -181,6 +181,7 @@ def test_only_cases_that_have_all_contrasts_are_drawn_for_them(heads, config, tm
         store = {**case.store, "images": case.store["images"][:1]}
         dataset.put(case.model_copy(update={"images": case.images[:1], "store": store}))
     loader = ViewLoader(dataset, config(data={"sequence": EVERYTHING}, optim={"batch_size": 40, "max_steps": 1}))
+    assert "8 of 16 training cases have all of PD, T1, T2" in caplog.text
     [views] = loader.batches()
     assert not views.failures
     by_kind = {kind: set() for kind in EVERYTHING}
@@ -217,6 +218,13 @@ def test_validation_draws_its_own_cases_and_always_the_same_views(heads, config)
         same(one, other)
         assert {name for ids in one.case_ids for name in ids.split(", ")} <= held
     assert "semantic" not in {kind for views in first for kind in views.kinds}, "two patients give no three lesions"
+
+
+def test_held_out_cases_that_can_give_nothing_asked_for_give_spatial_sequences(heads, config):
+    settings = config(data={"sequence": {**only("semantic"), "stride": 50}})
+    views = next(ViewLoader(heads[0], settings, split="val").batches())
+    assert set(views.kinds) == {"spatial"}
+    assert views.images.shape[1:] == (1, 12, 16, 16)
 
 
 @pytest.mark.parametrize("kind", ["spatial", "contrast", "semantic"])

@@ -165,7 +165,7 @@ class ListSequences:
         if line.kind != "spatial":
             return Recipe(line.kind, parts)
         rng = generator(*key, _LISTED)
-        return Recipe(line.kind, parts, self.start(lambda low, high: int(rng.integers(low, high + 1))))
+        return Recipe(line.kind, parts, self.start(lambda low, high: int(rng.integers(low, high + 1))), self.stride)
 
     def start(self, randint: Randint) -> int:
         """First slice of a spatial sequence: 0 to 63 for the published 128, both included."""

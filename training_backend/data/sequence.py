@@ -54,6 +54,8 @@ class Recipe:
     parts: tuple[Part, ...]
     start: int = 0
     """First slice of the first slab of a spatial sequence."""
+    stride: int = 1
+    """Slices between the starts of its neighbouring slabs."""
 
 
 class Sequences(Protocol):
@@ -147,7 +149,7 @@ def build(sequences: Sequences, recipe: Recipe, config: RunConfig, opened: Open)
         arrays.append(array)
         spacings.append(spacing_mm)
     if recipe.kind == "spatial":
-        image = glued(arrays[0], recipe.start, settings.slabs, settings.stride, depth=size[0])
+        image = glued(arrays[0], recipe.start, settings.slabs, recipe.stride, depth=size[0])
     else:
         image = np.concatenate(arrays)
     return SequenceView(image, recipe.kind, tuple(part.name for part in recipe.parts), spacings[0])
@@ -187,7 +189,7 @@ def _note(config: RunConfig, recipe: Recipe) -> str:
     thick = depth // settings.slabs
     if recipe.kind == "spatial":
         return (
-            f"{settings.slabs} slabs of {thick} slices, {settings.stride} apart, from slice {recipe.start} of one crop."
+            f"{settings.slabs} slabs of {thick} slices, {recipe.stride} apart, from slice {recipe.start} of one crop."
         )
     if recipe.kind == "contrast":
         names = [part.contrast for part in recipe.parts]

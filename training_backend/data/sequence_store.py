@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,8 @@ from training_backend.data.sequence_crops import Box, box_around, crop_box, last
 from training_backend.data.views import Key, generator
 from training_backend.data.volume import Shape, Triple
 from training_backend.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _SEQUENCE = 13  # sets this stream of random numbers apart
 
@@ -58,7 +61,10 @@ class StoreSequences:
 
     @classmethod
     def plan(cls, dataset: Dataset, config: RunConfig, cases: Sequence[CaseRecord], split: str) -> StoreSequences:
-        """Look at what `cases` can give; other splits than "train" go without the kinds that they cannot give."""
+        """Look at what `cases` can give.
+
+        Other splits than "train" go without the kinds that they cannot give; where none is left, they are spatial.
+        """
         check_settings(config)
         settings = config.data.sequence
         weights: dict[Kind, float] = {kind: getattr(settings, kind) for kind in KINDS if getattr(settings, kind) > 0}
@@ -72,6 +78,13 @@ class StoreSequences:
         if "semantic" in weights:
             table = check_table(settings)
             lesions = usable_lesions(dataset, table, cases, settings.slabs, warn=split == "train")
+        if contrasts and split == "train" and 0 < len(grouped) < len(cases):
+            logger.warning(
+                "%d of %d training cases have all of %s; contrast sequences are drawn from these alone.",
+                len(grouped),
+                len(cases),
+                ", ".join(contrasts),
+            )
         if "contrast" in weights and not grouped:
             if split == "train":
                 refuse_contrast(dataset, cases, contrasts)
@@ -116,8 +129,10 @@ class StoreSequences:
             box = crop_box(self._shape(index), self._slab, randint)
             return Recipe(kind, tuple(self._part(index, box, contrast) for contrast in self.contrasts))
         box = crop_box(self._shape(index), self.size, randint)
-        start = randint(0, last_start(self.size[0], self.size[0], self.settings.slabs, self.settings.stride))
-        return Recipe(kind, (self._part(index, box, self.contrast),), start)
+        depth, slabs = self.size[0], self.settings.slabs
+        stride = min(self.settings.stride, (depth - depth // slabs) // (slabs - 1))  # less where none was asked for
+        start = randint(0, last_start(depth, depth, slabs, stride))
+        return Recipe(kind, (self._part(index, box, self.contrast),), start, stride)
 
     def read(self, part: Part, size: Shape, opened: Open) -> tuple[npt.NDArray[np.float32], Triple]:
         """Voxels of a part on `size` voxels within [0, 1], and their millimetres along (z, y, x)."""
