@@ -38,6 +38,7 @@ class PretrainPanel(QWidget):
         self.state = state
         self.form: Form | None = None
         self._pictures = PictureLayers(state.viewer, " · masking")
+        self._sequences = PictureLayers(state.viewer, " · sequence", grid=())
         self._build()
         state.follow(self, state.dataset_changed, lambda _: self._on_dataset())
         self._restart()
@@ -66,6 +67,30 @@ class PretrainPanel(QWidget):
             self.state.dataset = Path(config.data.dataset)
         self.weights.choose(config.weights)
         self._show(config)
+
+    def preview(self) -> None:
+        """Show what this run would learn from: the open scan masked, or example sequences beside it."""
+        if self.glues:
+            self.preview_sequences()
+        else:
+            self.preview_masking()
+
+    @property
+    def glues(self) -> bool:
+        """Whether the views of the run as entered are sequences of slabs."""
+        return self.form is not None and self.form.editor("data.view").value() == "sequence"
+
+    def preview_sequences(self) -> None:
+        """Have an example of each kind of sequence made from the dataset, or without one from the open scan."""
+        layer = selected_scan(self.state.viewer)
+        try:
+            volumes = [] if layer is None else [volume_of(layer)]
+            config = self.config() if self.state.dataset is not None else self._without_dataset()
+        except Med3dError as error:
+            self.launch.notice.say("error", str(error))
+            return
+        doing = "Making example sequences…"
+        self.launch.ask("preview_masking", self._draw_sequences, doing, config, volumes=volumes, seed=config.seed)
 
     def preview_masking(self) -> None:
         """Have the open scan masked as this run would, and show it beside the scan."""
@@ -103,7 +128,7 @@ class PretrainPanel(QWidget):
         rows.addRow("Preset", self.preset)
         rows.addRow("Dataset", self.dataset)
         rows.addRow("Start from", self.weights)
-        self.preview_button = button("Preview masking", self.preview_masking, "On the open scan, beside it.")
+        self.preview_button = button("Preview masking", self.preview, "On the open scan, beside it.")
         self.settings = Section("Settings", folded=False)
         page = Page()
         page.column.addLayout(rows)
@@ -131,11 +156,31 @@ class PretrainPanel(QWidget):
         self.form = Form(config, hidden=HIDDEN)
         self.form.changed.connect(self.launch.check_soon)
         self.settings.column.addWidget(self.form)
+        self.form.changed.connect(self._name_preview)
+        self._name_preview()
         self.launch.check_soon()
 
     def _on_dataset(self) -> None:
         self.dataset.setText(dataset_line(self.state.dataset))
         self.launch.check_soon()
+
+    def _name_preview(self) -> None:
+        self.preview_button.setText("Preview sequences" if self.glues else "Preview masking")
+
+    def _without_dataset(self) -> RunConfig:
+        if self.form is None:
+            raise ConfigError("No method is installed.")
+        return RunConfig.parse(self.form.config().model_dump())
+
+    def _draw_sequences(self, values: dict[str, Any]) -> None:
+        new = all(self._sequences[picture["name"]] is None for picture in values["pictures"])
+        self._sequences.show([{**picture, "facts": {"derived": True}} for picture in values["pictures"]])
+        for picture in values["pictures"]:
+            if picture["role"] == "labels":
+                self._sequences[picture["name"]].contour = 1  # borders only
+        if new:
+            self.state.viewer.reset_view()
+        self.launch.notice.say("info", values["text"])
 
     def _draw(self, values: dict[str, Any]) -> None:
         self._pictures.show([{**picture, "facts": {"derived": True}} for picture in values["pictures"]])

@@ -14,8 +14,10 @@ operation           parameters                                         values
                                                                        `cached`
 ``reconstruct``     `source`, `volumes`, `mask_ratio`, `seed`,         `pictures`, `error`, `unit`
                     `full`, `centre`
-``preview_masking`` `config`, `volumes`, `mask_ratio`, `seed`,         the same; only what needs no training, where
-                    `centre`                                           the configuration names no weights
+``preview_masking`` `config`, `volumes`, `mask_ratio`, `seed`,         as ``reconstruct``; only what needs no training,
+                    `centre`                                           where the configuration names no weights. Where
+                                                                       its views are sequences: one of each kind, and
+                                                                       `text`
 ``attention``       `source`, `volumes`, `block`, `head`, `overlap`    `attention` [d, h, w], `geometry`, `depth`,
                                                                        `heads`
 ``view``            `source`, `volumes`, `name`, `options`, `centre`,  `pictures`, `text`, `unit`, `share`; the same
@@ -236,10 +238,12 @@ class Session:
         return {**ready.facts, **_pictures(ready.loaded.method, ready.loaded.module, ready.loaded.profile, params)}
 
     def preview_masking(self, params: Params, progress: Progress) -> Values:
-        """What a method would see of a scan under a configuration, before any training."""
+        """What a method would see of a scan under a configuration, or example sequences, before any training."""
         import torch
 
         config = _small_if_untrained(RunConfig.parse(params["config"]))
+        if config.data.view == "sequence":
+            return _sequences(config, params, progress)
         progress(0.0, "Building the network")
         torch.manual_seed(config.seed)
         method = find_method(config.method.name)
@@ -369,6 +373,14 @@ def _pictures(method: Method, network: nn.Module, profile: InputProfile, params:
     found = reconstruct(method, network, prepared, profile, options=options, centre=params.get("centre"))
     unit = "HU" if prepared.statistics[0].ct else ""
     return {"pictures": [_picture(one) for one in found], "error": mean_hidden_error(found), "unit": unit}
+
+
+def _sequences(config: RunConfig, params: Params, progress: Progress) -> Values:
+    from training_backend.evaluate.sequences import example_sequences
+
+    progress(0.0, "Making sequences")
+    found, text = example_sequences(config, params.get("volumes") or [], int(params.get("seed") or 0))
+    return {"pictures": [_picture(one) for one in found], "error": None, "unit": "", "text": text}
 
 
 def _picture(one: Picture) -> Values:
