@@ -10,6 +10,7 @@ from training_backend.config import RunConfig
 from training_backend.data.ar_lists import EVERY, check_source, lists_of, open_dataset, read_crop
 from training_backend.data.loader import ViewLoader
 from training_backend.data.sequence import example
+from training_backend.engine.rundir import located
 from training_backend.errors import ConfigError, DataError
 from training_backend.nn.axes import turned
 
@@ -174,3 +175,11 @@ def test_flat_arrays_and_other_files_are_no_crops(tmp_path):
     (tmp_path / "text.npy").write_text("hello")
     with pytest.raises(DataError, match=r"text.npy holds"):
         read_crop(tmp_path / "text.npy")
+
+
+def test_a_run_finds_its_lists_and_lesions_from_any_folder(config, files, monkeypatch):
+    monkeypatch.chdir(files[0].parent)
+    given = config(lists=[files[0].name], lesions="lesions.csv")
+    sequence = located(given).data.sequence
+    assert sequence.lists == (files[0].resolve(),)
+    assert sequence.lesions == files[0].parent.resolve() / "lesions.csv"
