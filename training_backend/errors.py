@@ -6,6 +6,13 @@ standard error, a run stores it in ``error.json``, and the viewer shows it; trac
 
 from __future__ import annotations
 
+import re
+import traceback
+
+_ROOT = r"(?:/(?!/)|~/|[A-Za-z]:[\\/]|\\\\)"
+_QUOTED = re.compile(rf"(['\"`])(?:file:/*)?{_ROOT}.*?\1")
+_LOOSE = re.compile(rf"(?<![\w./]){_ROOT}(?:[^\n:;,'\"]*[\\/])?[^\s:;,'\"()]+")
+
 
 class Med3dError(Exception):
     """Base of all errors that a user can act upon.
@@ -70,7 +77,21 @@ class TrainingDiverged(Med3dError):
 
 
 def said(error: BaseException) -> str:
-    """What an error says; of a system error the reason alone, since it quotes a path, which may name a person."""
+    """What an error says, without paths of files, which may name a person; our own sentences are made without."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, Med3dError) else without_paths(text)
+
+
+def without_paths(text: str) -> str:
+    """`text` with "a file" in place of every absolute path, up to the end of its last part."""
+    return _LOOSE.sub("a file", _QUOTED.sub("a file", text))
+
+
+def trace(error: BaseException) -> str:
+    """Traceback of an error and of its causes, for a log; what they say is without paths."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    text = f"Traceback (most recent call last):\n{frames}{type(error).__name__}: {said(error)}\n"
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return text if cause is None else f"{trace(cause)}\nwhich led to\n\n{text}"

@@ -275,15 +275,14 @@ def test_centre_view_is_the_middle_with_its_geometry(shape, size):
 
     array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     geometry = Geometry.from_spacing(shape[1:], (3.0, 2.0, 1.0), (10.0, 20.0, 30.0))
-    view, place, start_voxel = centre_view(array, geometry, size)
+    around = np.arange(1, shape[0] + 1, dtype=np.float32)
+    view, place, start_voxel = centre_view(array, geometry, size, around)
     assert view.shape == (shape[0], *size)
     assert place.shape == size
     for index in np.ndindex(*size):
         source = tuple(i + s for i, s in zip(index, start_voxel, strict=True))
         inside = all(0 <= i < n for i, n in zip(source, shape[1:], strict=True))
-        assert np.array_equal(
-            view[(slice(None), *index)], array[(slice(None), *source)] if inside else np.zeros(shape[0])
-        )
+        assert np.array_equal(view[(slice(None), *index)], array[(slice(None), *source)] if inside else around)
         here, there = place.to_lps @ np.append(index, 1), geometry.to_lps @ np.append(source, 1)
         np.testing.assert_allclose(here, there)
 

@@ -62,6 +62,12 @@ def fail(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
     raise KeyError("colour")
 
 
+def stray(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """A library's error that quotes a path."""
+    owner = "Jane Doe"
+    raise RuntimeError(f"cannot map '/home/{owner}/scan.nii' into memory")
+
+
 def crash(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """End the process at once; with `once`, a file, only the first time."""
     marker = params.get("once")
@@ -69,11 +75,20 @@ def crash(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         return {"survived": True}
     if marker:
         open(marker, "w").close()  # noqa: PTH123
-    sys.stderr.write("out of luck\n")
+    sys.stderr.write("out of luck with /home/Jane Doe/scan.nii\n")
     sys.stderr.flush()
     os._exit(9)
 
 
 if __name__ == "__main__":
-    known = {"echo": echo, "wait": wait, "grow": grow, "hang": hang, "refuse": refuse, "fail": fail, "crash": crash}
+    known = {
+        "echo": echo,
+        "wait": wait,
+        "grow": grow,
+        "hang": hang,
+        "refuse": refuse,
+        "fail": fail,
+        "stray": stray,
+        "crash": crash,
+    }
     sys.exit(main(operations=known))

@@ -201,6 +201,14 @@ def test_errors_arrive_as_sentences_of_their_own_class(client: ServeClient) -> N
     assert caught.value.hint == "Open a volume."
     with pytest.raises(Med3dError, match="'fail' failed unexpectedly \\(KeyError: 'colour'\\)"):
         client.request("fail")
+    with pytest.raises(
+        Med3dError, match=r"'stray' failed unexpectedly \(RuntimeError: cannot map a file into memory\)"
+    ):
+        client.request("stray")
+    log = (exchange_folder(client) / "log.txt").read_text()
+    assert "stray failed" in log
+    assert "plain_server.py" in log
+    assert "Jane" not in log
     with pytest.raises(RunError, match="does not know 'paint'"):
         client.request("paint")
 
@@ -210,7 +218,9 @@ def test_a_crash_is_survived_once(client: ServeClient, tmp_path: Path) -> None:
 
 
 def test_a_second_crash_is_a_sentence_and_the_next_request_works(client: ServeClient) -> None:
-    with pytest.raises(RunError, match=r"ended twice while it did 'crash' .*exit status 9, last words: out of luck"):
+    with pytest.raises(
+        RunError, match=r"ended twice while it did 'crash' .*exit status 9, last words: out of luck with a file"
+    ):
         client.request("crash")
     assert client.request("echo", a=1) == {"a": 1}
 

@@ -19,6 +19,8 @@ from training_backend.engine.validate import profile_of, validation_cases
 from training_backend.methods.base import PreviewArray
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from training_backend.data.volume import Geometry
     from training_backend.engine.work import Work
 
@@ -40,9 +42,10 @@ def write_preview(work: Work, previews: Path) -> tuple[Path, str] | None:
         return None
     case = cases[0]
     prepared = stored_input(work.dataset, case, profile_of(work))
-    volume, geometry, start = centre_view(prepared.array, prepared.geometry, work.config.data.size)
+    size, darkest = work.config.data.size, prepared.array.min(axis=(1, 2, 3))  # around small scans, as in training
+    volume, geometry, start = centre_view(prepared.array, prepared.geometry, size, darkest)
     label = prepared.label
-    truth = None if label is None else centre_view(label[None], prepared.geometry, work.config.data.size)[0][0]
+    truth = None if label is None else centre_view(label[None], prepared.geometry, size)[0][0]
     arrays = _pictures(work, volume, truth)
     if not arrays:
         return None
@@ -82,12 +85,16 @@ def read_preview(folder: Path) -> tuple[dict[str, Any], list[PreviewArray]]:
 
 
 def centre_view(
-    array: np.ndarray[Any, Any], geometry: Geometry, size: tuple[int, int, int]
+    array: np.ndarray[Any, Any], geometry: Geometry, size: tuple[int, int, int], outside: npt.ArrayLike = 0
 ) -> tuple[np.ndarray[Any, Any], Geometry, tuple[int, int, int]]:
-    """The box of `size` voxels in the middle of `array` [C, D, H, W], zero outside, with its geometry and start."""
+    """The box of `size` voxels in the middle of `array` [C, D, H, W], with its geometry and start.
+
+    Outside of `array` it holds `outside`, one value or one per channel.
+    """
     z, y, x = ((have - want) // 2 for have, want in zip(array.shape[1:], size, strict=True))
     start = (z, y, x)
-    view = np.zeros((array.shape[0], *size), array.dtype)
+    view = np.empty((array.shape[0], *size), array.dtype)
+    view[:] = np.reshape(outside, (-1, 1, 1, 1))
     source = tuple(slice(max(0, s), min(n, s + w)) for s, n, w in zip(start, array.shape[1:], size, strict=True))
     target = tuple(slice(part.start - s, part.stop - s) for part, s in zip(source, start, strict=True))
     view[(slice(None), *target)] = array[(slice(None), *source)]

@@ -13,7 +13,6 @@ import platform
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -29,7 +28,7 @@ from training_backend.engine.files import write_json
 from training_backend.engine.identity import WORKER_VARIABLE, identity, process
 from training_backend.engine.report import Reporter
 from training_backend.engine.rundir import RunDirectory
-from training_backend.errors import Med3dError, ResourceError, RunError, said
+from training_backend.errors import Med3dError, ResourceError, RunError, said, trace
 
 log = logging.getLogger("training_backend.run")
 
@@ -79,7 +78,7 @@ def _work(run: RunDirectory, main_process: bool) -> int:
                 threading.Thread(target=_heartbeat, args=(run, beat), daemon=True).start()
             ending = _train(run, run.config(), control, report)
         except Exception as error:  # noqa: BLE001 - whatever it is, the run's directory tells it
-            log.error("the run failed\n%s", _trace(error))
+            log.error("the run failed\n%s", trace(error))
             _fail(run, report, error)
             ending = "failed"
         finally:
@@ -138,7 +137,7 @@ def _fail(run: RunDirectory, report: Reporter, error: Exception) -> None:
     Of several processes, the first to fail is the one to hear: the others lose their connection to it.
     """
     (run.path / ".reserve").unlink(missing_ok=True)
-    facts = run.error() or {**_facts(error), "traceback": _trace(error)}
+    facts = run.error() or {**_facts(error), "traceback": trace(error)}
     for words in (
         lambda: write_json(run.error_path, facts),
         lambda: report.state("failed", f"{facts['sentence']} {facts['hint']}".strip()),
@@ -159,14 +158,6 @@ def _facts(error: Exception) -> dict[str, Any]:
         return {"category": ResourceError.category, "sentence": f"The memory did not suffice: {error}.", "hint": hint}
     sentence = f"Training stopped on an unexpected error ({type(error).__name__}: {said(error)})."
     return {"category": "error", "sentence": sentence, "hint": "The traceback is in the log of the run."}
-
-
-def _trace(error: BaseException) -> str:
-    """Traceback of an error and of its causes; paths of files, which may name a patient, are left out."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    text = f"Traceback (most recent call last):\n{frames}{type(error).__name__}: {said(error)}\n"
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return text if cause is None else f"{_trace(cause)}\nwhich led to\n\n{text}"
 
 
 @contextmanager

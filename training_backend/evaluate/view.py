@@ -245,8 +245,9 @@ def _check_patches(size: Sequence[int], patch: Shape) -> None:
 
 
 def _box(array: np.ndarray[Any, Any], start: Shape, size: Shape) -> np.ndarray[Any, Any]:
-    """Box of [C, D, H, W], with the darkest value outside the scan."""
-    result = np.full((len(array), *size), array.min(), np.float32)
+    """Box of [C, D, H, W], with the darkest value of each channel outside the scan."""
+    result = np.empty((len(array), *size), np.float32)
+    result[:] = array.min(axis=(1, 2, 3), keepdims=True)
     source, target = [slice(None)], [slice(None)]
     for first, n, length in zip(start, size, array.shape[1:], strict=True):
         low, high = max(first, 0), min(first + n, length)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training_backend.errors import RunError
+from training_backend.errors import RunError, without_paths
 from training_backend.jobs.protocol import ENDINGS, array_files, decode, encode, error_from, from_line, to_line
 from training_backend.tasks.base import Cancelled
 
@@ -253,7 +253,7 @@ class _Child:
             lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         except OSError:
             lines = []
-        last = f", last words: {lines[-1][:200]}" if lines else ""
+        last = f", last words: {without_paths(lines[-1])[:200]}" if lines else ""
         return f"exit status {self.process.returncode}{last}"
 
     def close(self) -> None:

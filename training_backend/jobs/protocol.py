@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from training_backend.data.volume import Geometry, Volume
-from training_backend.errors import Med3dError, ResourceError, RunError
+from training_backend.errors import Med3dError, ResourceError, RunError, said
 from training_backend.files import disk_error
 
 ENDINGS = ("result", "cancelled", "error")
@@ -105,13 +105,13 @@ def error_message(error: Exception, op: str) -> dict[str, Any]:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         sentence = f"The memory did not suffice for {op!r}."
         return {"category": "resource", "sentence": sentence, "hint": "Close other programs, or use a smaller model."}
-    sentence = f"{op!r} failed unexpectedly ({type(error).__name__}: {error})."
+    sentence = f"{op!r} failed unexpectedly ({type(error).__name__}: {said(error)})."
     return {"category": "error", "sentence": sentence, "hint": "The details are in the log of the model process."}
 
 
 def error_from(message: Mapping[str, Any]) -> Med3dError:
     """The exception that `error_message` described, of the same class."""
-    known = {found.category: found for found in _subclasses(Med3dError)}
+    known = {found.category: found for found in reversed(_subclasses(Med3dError))}  # the most general of a category
     error = known.get(str(message.get("category")), Med3dError)
     return error(str(message.get("sentence", "The model process reported an error.")), str(message.get("hint", "")))
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from training_backend.errors import RunError
+from training_backend.errors import RunError, trace
 from training_backend.jobs.protocol import decode, encode, error_message, from_line, to_line
 from training_backend.tasks.base import Cancelled
 
@@ -129,8 +129,8 @@ class Server:
             reply = {"type": "result", "values": encode(values, self._folder)}
         except Cancelled:
             reply = {"type": "cancelled"}
-        except Exception as error:
-            log.exception("%s failed", op)
+        except Exception as error:  # noqa: BLE001  every failure is answered; `exception` would log paths
+            log.error("%s failed\n%s", op, trace(error))
             reply = {"type": "error", **error_message(error, op)}
         self._send({"id": identity, **reply})
         self._cancelled.discard(identity)
