@@ -15,6 +15,7 @@ from training_backend.watch import train as train
 
 if TYPE_CHECKING:
     from training_backend.data.ingest import IngestReport
+    from training_backend.data.nnunet import NnunetReport
     from training_backend.data.tangerine import PrepareReport
     from training_backend.demo import DemoSummary
 
@@ -160,6 +161,58 @@ def data_prepare(
 
     with tqdm(total=len(paths), unit="scan", delay=0.5) as bar:
         return prepare(paths, output, size=size or 256, keep_aspect=keep_aspect, progress=lambda _: bar.update(1))
+
+
+def data_candidates(
+    file: Path,
+    folder: Path,
+    output: Path,
+    size: int = 64,
+    spacing_mm: float = 1.0,
+    negatives: int = 3,
+    seed: int = 0,
+) -> IngestReport:
+    """Make a dataset of crops around candidates with a class each, such as LUNA16's candidates.csv.
+
+    Args:
+        file: CSV with seriesuid, coordX, coordY, coordZ (LPS millimetres) and class (0 or 1).
+        folder: Scans, each called after its series; subset folders of LUNA16 decide the split.
+        output: Folder of the dataset.
+        size: Voxels of a crop along each axis.
+        spacing_mm: Of a crop's voxels.
+        negatives: Negative candidates kept for each positive one; 0 keeps all.
+        seed: Of the draw of negatives.
+    """
+    from training_backend.data.prepare_candidates import prepare_candidates
+
+    return prepare_candidates(
+        file,
+        folder,
+        output,
+        size=size,
+        spacing_mm=spacing_mm,
+        negatives=negatives,
+        seed=seed,
+        progress=_bar("candidates"),
+    )
+
+
+def data_export(
+    folder: Path, output: Path, layout: Literal["nnunet"] = "nnunet", number: int = 501, name: str = ""
+) -> NnunetReport:
+    """Write a dataset in the layout of another tool.
+
+    Args:
+        folder: Dataset, with its source files in place.
+        output: Folder to write into; nnU-Net calls it nnUNet_raw.
+        layout: nnunet: a raw dataset of nnU-Net v2.
+        number: Of the dataset in nnU-Net.
+        name: In nnU-Net; from the dataset's when empty.
+    """
+    from training_backend.data.dataset import Dataset
+    from training_backend.data.nnunet import write_nnunet
+
+    return write_nnunet(Dataset.open(folder), output, number=number, name=name, progress=_bar(layout))
 
 
 def recipes_list(system: str = "") -> Table:
@@ -376,13 +429,23 @@ def weights_import(file: str, output: Path, heads: int | None = None) -> Any:
     return import_file(file, output, heads=heads)
 
 
-def weights_export(file: str, output: Path) -> Any:
-    """Write a model of ours in the authors' layout, for their own scripts.
+def weights_export(
+    file: str, output: Path, layout: Literal["authors", "nnunet"] = "authors", channels: int | None = None
+) -> Any:
+    """Write a model in the authors' layout for their own scripts, or as nnU-Net v2's trainers read it.
 
     Args:
-        file: Run directory or model folder.
+        file: Run directory or model folder; for nnU-Net also a checkpoint.
         output: .pth file to write.
+        layout: authors: of the method. nnunet: plain U-Nets and VoCo's SwinUNETR under `network_weights`.
+        channels: nnunet: channels of the scans there, where they differ.
     """
+    if layout == "nnunet":
+        from training_backend.weights.nnunet import export_nnunet
+
+        return export_nnunet(file, output, channels=channels)
+    if channels is not None:
+        raise ConfigError("Channels can be changed for nnU-Net only.", "Add --layout nnunet, or leave them out.")
     from training_backend.weights.export import export
 
     return export(file, output)

@@ -27,7 +27,7 @@ COMMANDS = {
     "compare": "runs beside each other, with paired statistics",
 }
 GROUPS = {
-    "data": ("inspect", "ingest", "prepare", "split"),
+    "data": ("inspect", "ingest", "prepare", "candidates", "split", "export"),
     "weights": ("inspect", "import", "export", "probe-orientation"),
     "zoo": ("list", "download"),
     "recipes": ("list", "show"),

@@ -109,6 +109,8 @@ class DataConfig(ConfigModel):
     """Crops cut from a volume each time it is opened."""
     foreground: float = Field(0.5, ge=0, le=1, json_schema_extra=ui(advanced=True))
     """Share of crops centred on a labelled voxel when labels are used, or on the body otherwise."""
+    balanced: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Classification: repeat training cases of rare classes until every class comes as often as the largest."""
     train_cases: int | None = Field(None, ge=1)
     """Use only this many training cases (chosen by the seed); empty uses all."""
     intensity: IntensityConfig = IntensityConfig()

@@ -35,12 +35,16 @@ def monai(path: Path) -> Drafts:
 
 
 def nnunet(path: Path) -> Drafts:
-    """nnU-Net raw: ``imagesTr/CASE_0000.nii.gz`` per channel, ``labelsTr/CASE.nii.gz``, ``imagesTs``."""
+    """nnU-Net raw: ``imagesTr/CASE_0000.nii.gz`` per channel, ``labelsTr/CASE.nii.gz``, ``imagesTs``.
+
+    Fold 0 of a ``splits_final.json`` beside them tells training and validation cases apart.
+    """
     path, content = _load(path)
     root = path.parent
     ending = str(content.get("file_ending", ".nii.gz"))
     channels = content.get("channel_names") or content.get("modality") or {}
     names = {int(number): str(name) for number, name in channels.items()} if isinstance(channels, dict) else {}
+    folds = _first_fold(root / "splits_final.json")
     cases, problems = [], []
     for folder, split in (("imagesTr", None), ("imagesTs", "test")):
         groups: dict[str, dict[int, Path]] = {}
@@ -59,11 +63,24 @@ def nnunet(path: Path) -> Drafts:
                     case,
                     tuple(Source(files[n], contrast=names.get(n, f"channel {n}")) for n in sorted(files)),
                     Source(label, contrast="label") if found else None,
-                    split=("test" if found else "unlabelled") if split else None,
+                    split=("test" if found else "unlabelled") if split else folds.get(case),
                     problems=reason,
                 )
             )
     return Drafts("nnunet", root, cases, problems, str(content.get("name") or root.name), _class_names(content))
+
+
+def _first_fold(path: Path) -> dict[str, Split]:
+    """Split of each case in the first fold of nnU-Net's list of folds; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        fold = json.loads(path.read_text(encoding="utf-8"))[0]
+        return {**dict.fromkeys(map(str, fold["train"]), "train"), **dict.fromkeys(map(str, fold["val"]), "val")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{path.name} is no list of folds with train and val.", "Repair it, or take it away."
+        ) from error
 
 
 def _datalist(path: Path, layout: str) -> Drafts:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from training_backend.config.run import RunConfig
 from training_backend.data import augment
+from training_backend.data.balance import balanced
 from training_backend.data.dataset import Dataset
 from training_backend.data.intensity import Statistics, normalise
 from training_backend.data.manifest import CaseRecord
@@ -440,4 +441,6 @@ def _choose_cases(dataset: Dataset, config: RunConfig, needs: str | None, split:
             )
         order = generator(config.seed, _FEW_SHOT).permutation(len(cases))
         cases = [cases[index] for index in sorted(order[:few])]
+    if split == "train" and needs == "target" and config.data.balanced:
+        cases = balanced(cases)
     return cases
