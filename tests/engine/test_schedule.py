@@ -33,3 +33,17 @@ def test_a_warm_up_may_start_at_zero_and_end_a_step_early() -> None:
     assert steps["step"] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     assert steps["zero"] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
     assert steps["zero_to_peak"] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "poly"])
+def test_rates_of_an_epoch_are_those_of_its_first_step_where_they_change_per_epoch(schedule: str) -> None:
+    optim = OptimConfig(lr=1.0, epochs=8, warmup=0.0, schedule=schedule, lr_per_epoch=True)
+    plain = optim.updated({"lr_per_epoch": False})
+    total = 8 * 73
+    rates = [learning_rate(step, total, optim) for step in range(total)]
+    assert len(set(rates)) == 8
+    for epoch in range(8):
+        assert rates[73 * epoch] == rates[73 * epoch + 72] == learning_rate(73 * epoch, total, plain)
+    uneven = [learning_rate(step, 20, optim) for step in range(20)]  # two and a half steps an epoch
+    assert len(set(uneven)) == 8
+    assert uneven == sorted(uneven, reverse=True)

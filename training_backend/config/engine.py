@@ -29,6 +29,8 @@ class OptimConfig(ConfigModel):
     zero_to_peak: none, and the last of the w steps has the peak already, as in its fine-tuning."""
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     """Shape after the warm-up; poly has exponent 0.9."""
+    lr_per_epoch: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Change the learning rate between epochs only, in place of every step."""
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled weight decay of matrices; biases and norms have none."""
     decay_all: bool = Field(False, json_schema_extra=ui(advanced=True))

@@ -11,8 +11,11 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
     """Learning rate of optimiser step `step` (from 0) of `total_steps`: linear warm-up, then the chosen shape.
 
     Where `optim.warmup_start` does not say otherwise, the first step already learns. The peak is reached at the end of
-    the warm-up.
+    the warm-up. With `optim.lr_per_epoch` all steps of an epoch have the rate of its first.
     """
+    if optim.lr_per_epoch:
+        length = total_steps / optim.epochs
+        step = math.ceil(math.floor(step / length + 1e-9) * length - 1e-9)
     warmup = round(optim.warmup * total_steps)
     if step < warmup:
         if optim.warmup_start == "zero_to_peak":
