@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training_backend.nn.pyramid_decoder import DecodedVoxels
 from training_backend.nn.registration import DisplacementHead
 from training_backend.nn.unetr import Unetr
 
@@ -30,6 +31,13 @@ def registration_net(
     network = Unetr(encoder, 3, channels=channels, stem_stride=stem_stride, freeze=freeze)
     head = DisplacementHead(channels[0])
     network.head = head if stem_stride == 1 else nn.Sequential(head, _Enlarged(stem_stride))
+    return network
+
+
+def published_registration_net(encoder: Encoder, *, freeze: bool = False) -> DecodedVoxels:
+    """The same network with the decoder of SwinUNETR, as VoCo's authors register."""
+    network = DecodedVoxels(encoder, freeze)
+    network.head = DisplacementHead(network.channels)
     return network
 
 

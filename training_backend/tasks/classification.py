@@ -30,9 +30,12 @@ class ClassificationConfig(TaskConfig):
     """Outputs: 1 for binary, the number of labels for multilabel, of classes for multiclass."""
     class_names: tuple[str, ...] = ()
     """Names of the outputs; empty numbers them."""
-    pooling: Literal["global", "class", "tokens"] = "global"
+    pooling: Literal["global", "class", "tokens", "decoder"] = "global"
     """global: class token and mean of all patches. class: class token after the encoder's final norm. tokens: the mean
-    of what a linear layer without bias says of every patch, which gives a map of evidence for each class."""
+    of what a linear layer without bias says of every patch, which gives a map of evidence for each class. decoder: the
+    mean of the map that SwinUNETR's decoder makes, as VoCo's authors classify CC-CCII; for encoders with a pyramid."""
+    repeat_depth: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """With pooling over a decoder: put each volume behind itself along z, as published for scans of few slices."""
     hidden: tuple[int, ...] = Field((), json_schema_extra=ui(advanced=True))
     """Widths of hidden layers of the head; empty is a linear head."""
     freeze_encoder: bool = False
@@ -55,6 +58,10 @@ class ClassificationConfig(TaskConfig):
                 raise ValueError(f"{field} needs {self.classes} entries, or none")
         if self.pooling == "tokens" and self.hidden:
             raise ValueError("pooling over tokens has a linear head; leave hidden empty")
+        if self.pooling == "decoder" and self.hidden:
+            raise ValueError("pooling over a decoder has a linear head; leave hidden empty")
+        if self.repeat_depth and self.pooling != "decoder":
+            raise ValueError("repeat_depth needs pooling over a decoder")
         if self.balanced and (self.kind != "multiclass" or self.class_weights):
             raise ValueError("balanced needs kind multiclass and no class_weights")
         return self
@@ -136,7 +143,12 @@ def build(run: RunConfig, encoder: Encoder) -> nn.Module:
     from training_backend.nn.heads import VolumeHead
 
     config = _config(run)
-    network = VolumeHead(encoder, config.classes, config.pooling, config.hidden, config.freeze_encoder)
+    if config.pooling == "decoder":
+        from training_backend.nn.pyramid_decoder import DecodedMean
+
+        network: nn.Module = DecodedMean(encoder, config.classes, config.freeze_encoder, config.repeat_depth)
+    else:
+        network = VolumeHead(encoder, config.classes, config.pooling, config.hidden, config.freeze_encoder)
     network.task = config  # type: ignore[assignment]
     return network
 

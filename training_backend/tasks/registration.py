@@ -34,10 +34,14 @@ class RegistrationConfig(PairTaskConfig):
     """Weight of the Dice loss of warped label maps, where `use_labels` is on."""
     window: int = Field(9, ge=3, json_schema_extra=ui(unit="voxels", advanced=True))
     """Side of the boxes that the local correlation is computed in; odd."""
+    decoder: Literal["lean", "swinunetr"] = Field("lean", json_schema_extra=ui(advanced=True))
+    """lean: a light U-Net that receives the encoder's features. swinunetr: the decoder of SwinUNETR as published, for
+    encoders with a pyramid of features, such as VoCo's."""
     channels: tuple[int, ...] = Field((16, 32, 64, 128), json_schema_extra=ui(advanced=True))
-    """Channels of the decoder's levels, fine to coarse."""
+    """Lean decoder: channels of its levels, fine to coarse."""
     stem_stride: Literal[1, 2] = Field(1, json_schema_extra=ui(advanced=True))
-    """Voxels per axis of the finest level; 2 learns a displacement for every second voxel, about six times faster."""
+    """Lean decoder: voxels per axis of the finest level; 2 learns a displacement for every second voxel, about six
+    times faster."""
     freeze: Literal["none", "encoder"] = "none"
     """encoder: train only what is new, with the encoder as it came from pre-training."""
 
@@ -90,8 +94,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Published: OASIS as VoCo's authors train it. One view per step, so that the two directions of a pair are two steps,
-as there. For IXI name the atlas, set symmetric and use_labels off, 500 epochs and flips. Theirs is the decoder of
-SwinUNETR; the lean one here takes any encoder."""
+as there. For IXI name the atlas, set symmetric and use_labels off, 500 epochs and flips. Theirs is the
+decoder "swinunetr"; the lean one takes any encoder."""
 
 SIMILARITY, FOLDED = 0, 1
 """Places of these numbers in `measures`; Dice before and after follow, class by class."""
@@ -117,12 +121,14 @@ def settings(config: RunConfig) -> RegistrationConfig:
 
 def build(config: RunConfig, encoder: Encoder) -> nn.Module:
     """Network whose encoder sees both scans."""
-    from training_backend.nn.registration_net import registration_net
+    from training_backend.nn.registration_net import published_registration_net, registration_net
 
     task = settings(config)
-    network = registration_net(
-        encoder, channels=task.channels, stem_stride=task.stem_stride, freeze=task.freeze == "encoder"
-    )
+    freeze = task.freeze == "encoder"
+    if task.decoder == "swinunetr":
+        network: nn.Module = published_registration_net(encoder, freeze=freeze)
+    else:
+        network = registration_net(encoder, channels=task.channels, stem_stride=task.stem_stride, freeze=freeze)
     network.task = task  # type: ignore[assignment]
     network.classes = len(label_names(config))  # type: ignore[assignment]
     return network
