@@ -181,6 +181,8 @@ class LaunchBox(QWidget):
 
     def _cancel(self) -> None:
         self.notice.say("busy", "Stopping…")
+        if self._job is not None:
+            self._job.stop()  # for a request that is still to be sent
         self.state.client.cancel()
 
     def _complain(self, sentence: str) -> None:

@@ -399,3 +399,17 @@ def test_masks_of_pictures_become_class_1_with_a_note_and_keep_their_name(source
         assert any(f"{yes} was taken as class 1" in problem for problem in case.problems)
         truth = read_classes(dataset.source(case.label)).array
         assert np.array_equal(truth == 1, read_labels(dataset.source(case.label)).array == yes)
+
+
+def test_a_script_without_a_main_guard_is_told_and_no_case_is_blamed(source, tmp_path, repository):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from training_backend.data.ingest import ingest\n"
+        "from training_backend.config import IngestConfig\n"
+        f"ingest({str(source)!r}, {str(tmp_path / 'out')!r}, IngestConfig(workers=1))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith('call it below `if __name__ == "__main__":`, or set workers to 0.')
+    assert Dataset.open(tmp_path / "out").quarantined() == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from training_backend.data.ingest import ingest
@@ -32,3 +33,12 @@ def test_folders_and_datasets_list_their_cases_and_what_was_left_out(tmp_path: P
 def test_nothing_there_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.nii"):
         inspect(tmp_path / "nowhere.nii")
+
+
+def test_voxels_that_are_not_numbers_do_not_hide_the_others(tmp_path: Path) -> None:
+    volume = oblique(1, (12, 16, 16)).volume
+    array = volume.array.astype(np.float32)
+    array[0] = np.nan
+    rows = dict(inspect(write_volume(volume.with_array(array), tmp_path / "scan.nii.gz")).rows)
+    assert "nan" not in rows["values"]
+    assert "not numbers" in rows["warning"]

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +69,20 @@ class IngestReport:
 
     def __str__(self) -> str:
         """A summary to read."""
-        lines = [f"{len(self.ok)} cases in {self.dataset} ({in_bytes(self.stored_bytes)}, {self.seconds:.1f} s)"]
+        lines = [
+            f"{counted(len(self.ok), 'case')} in {self.dataset} ({in_bytes(self.stored_bytes)}, {self.seconds:.1f} s)"
+        ]
         if self.resumed:
             lines.append(f"{self.resumed} of them were there already")
         if self.cancelled:
             lines.append("stopped before the end; the same command goes on")
         lines += [f"noted in {_few(cases)}: {sentence}" for sentence, cases in self.noted.items()]
         return "\n".join(lines + [f"left out: {entry}" for entry in self.quarantined])
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things as people write it: 1 case, 2 cases."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def ingest(
@@ -346,7 +354,8 @@ def _in_pool(
     most = 1 if alone else workers + 1  # few in flight, so that stopping is quick
     context = multiprocessing.get_context("spawn")
     waiting = iter(cases)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool:
+    begun = context.Event()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(begun,)) as pool:
         running: dict[Future[Stowed], str] = {}
         try:
             while True:
@@ -357,6 +366,13 @@ def _in_pool(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     id = running.pop(future)
                     yield id, future.result()
+        except BrokenProcessPool as error:
+            if begun.is_set():
+                raise
+            raise ResourceError(
+                "The processes that read scans ended before they began, so nothing was read.",
+                'In a script of your own, call it below `if __name__ == "__main__":`, or set workers to 0.',
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -367,7 +383,8 @@ def _killed(case: CaseRecord) -> Quarantined:
     return Quarantined(case.id, path, "too big", reason)
 
 
-def _start() -> None:
+def _start(begun: Event) -> None:
+    begun.set()
     end_with_parent()
 
 

@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from training_backend.data.dataset import Quarantined
+from training_backend.data.ingest import counted
 from training_backend.data.manifest import CaseRecord
 from training_backend.report import Table
 
@@ -42,7 +45,9 @@ def _scan(path: Path) -> Table:
         table.add("voxels z, y, x", geometry.shape)
         table.add("spacing mm z, y, x", tuple(round(mm, 4) for mm in geometry.spacing_mm))
         table.add("oblique", f"{geometry.oblique_deg:.1f}°" if geometry.oblique_deg else "no")
-        table.add("values", f"{volume.array.dtype}, {volume.array.min()} to {volume.array.max()}")
+        finite = volume.array[np.isfinite(volume.array)]
+        span = f"{finite.min()} to {finite.max()}" if finite.size else "none"
+        table.add("values", f"{volume.array.dtype}, {span}")
         for warning in volume.warnings:
             table.add("warning", warning)
     return table
@@ -62,5 +67,5 @@ def _cases(layout: str, cases: Sequence[CaseRecord], left_out: Sequence[Quaranti
             shown = f"{len(group)} contrasts: {', '.join(group)}" if len(group) > 1 else f"only {', '.join(group)}"
             table.add(f"{count} {'case' if count == 1 else 'cases'}", "", shown, "", "", "")
     splits = ", ".join(f"{count} {split}" for split, count in Counter(case.split for case in cases).items())
-    table.add(f"{len(cases)} cases", splits, f"layout {layout}", "", "", "")
+    table.add(counted(len(cases), "case"), splits, f"layout {layout}", "", "", "")
     return table
