@@ -242,6 +242,8 @@ class PredictBox(QWidget):
 
     def _cancel(self) -> None:
         self.notice.say("busy", "Stopping…")
+        if self._job is not None:
+            self._job.stop()  # for a request that is still to be sent
         self.state.client.cancel()
 
     def _complain(self, sentence: str) -> None:
