@@ -203,37 +203,36 @@ def test_files_open_with_letters_and_a_damaged_one_is_told(opened: tuple[Any, An
 
 
 class Stalls:
-    """Longest time between two ticks of a 10 ms timer, in milliseconds: on the clock, and of this thread's own work."""
+    """Longest time between two ticks of a 10 ms timer, in milliseconds.
+
+    What the thread wanted to run but other programs had the processors is not counted: it is nobody's fault here.
+    Waiting for a lock, a file or another thread, and the thread's own work, are.
+    """
 
     def __init__(self) -> None:
-        self.clock = self.work = 0.0
-        self._last = (time.perf_counter(), time.thread_time())
+        self.longest = 0.0
+        self._last = self._now()
         self._timer = QTimer()
         self._timer.setTimerType(Qt.TimerType.PreciseTimer)
         self._timer.timeout.connect(self._tick)
         self._timer.start(10)
 
     def _tick(self) -> None:
-        now = (time.perf_counter(), time.thread_time())
-        self.clock = max(self.clock, 1000 * (now[0] - self._last[0]))
-        self.work = max(self.work, 1000 * (now[1] - self._last[1]))
+        now = self._now()
+        self.longest = max(self.longest, 1000 * (now - self._last))
         self._last = now
+
+    def _now(self) -> float:
+        """Seconds on the clock less those that this thread stood in the queue for a processor (where Linux says so)."""
+        try:
+            queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+        except OSError:
+            queued = 0.0
+        return time.perf_counter() - queued
 
     def end(self) -> None:
         """Stop measuring."""
         self._timer.stop()
-
-
-FLOOR = """
-import time
-last, longest, end = time.perf_counter(), 0.0, time.perf_counter() + 3
-while last < end:
-    time.sleep(0.01)
-    now = time.perf_counter()
-    longest, last = max(longest, now - last), now
-print(1000 * longest)
-"""
-"""Longest pause that this machine forces on a program that does nothing; it is nobody's fault here."""
 
 
 def test_a_run_is_started_watched_left_alone_found_again_and_stopped(
@@ -263,16 +262,15 @@ def test_a_run_is_started_watched_left_alone_found_again_and_stopped(
     wait(lambda: any(layer.name.endswith("live") for layer in viewer.layers), 60)
     wait(lambda: not runs._pending)
     measured = []
-    for _ in range(6):
-        stalls, floor = Stalls(), subprocess.Popen([sys.executable, "-c", FLOOR], stdout=subprocess.PIPE, text=True)
-        wait(lambda: floor.poll() is not None)  # noqa: B023  called before the next turn
+    for _ in range(6):  # a busy machine may spoil a measurement; what the plugin does itself it does in every one
+        stalls = Stalls()
+        qtbot.wait(3000)
         stalls.end()
-        measured.append((stalls.clock, stalls.clock - float(floor.stdout.read()), stalls.work))
-        if measured[-1][1] < STALL_MS:
+        measured.append(stalls.longest)
+        if measured[-1] < STALL_MS:
             break
     record_property("longest_stall_ms", measured[-1])
-    assert measured[-1][1] < STALL_MS, measured
-    assert max(work for _, _, work in measured) < STALL_MS, measured
+    assert measured[-1] < STALL_MS, measured
     assert "torch" not in viewer_modules()
     path = runs.chosen.path
     runs.act("pause")
