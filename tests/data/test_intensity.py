@@ -8,7 +8,7 @@ import torch
 
 from training_backend.config import IntensityConfig
 from training_backend.data.intensity import Statistics, denormalise, normalise, profile_of
-from training_backend.errors import ConfigError
+from training_backend.errors import ConfigError, DataError
 
 
 def statistics(values, **changes):
@@ -38,12 +38,13 @@ def test_prepared_volumes_stay_as_they_are():
     assert np.array_equal(normalise(values, [body], IntensityConfig()), values)
 
 
-@pytest.mark.parametrize("profile", ["auto", "window", "percentile", "zscore", "identity"])
+@pytest.mark.parametrize("profile", ["auto", "window", "percentile", "zscore", "zscore_nonzero", "identity"])
 def test_tensors_and_batches_agree_with_arrays(profile):
     rng = np.random.default_rng(1)
     batch = (rng.normal(50, 400, (3, 2, 4, 5, 6))).astype(np.int16)
     stats = [
-        [statistics(view, ct=n == 0, scale=2.0 if n == 2 else 1.0) for view in case] for n, case in enumerate(batch)
+        [statistics(view, ct=n == 0, scale=2.0 if n == 2 else 1.0, whole=view) for view in case]
+        for n, case in enumerate(batch)
     ]
     config = IntensityConfig(profile=profile)
     before = torch.from_numpy(batch.copy())
@@ -61,6 +62,22 @@ def test_zscore_has_zero_mean_and_unit_variance():
     values = np.random.default_rng(2).normal(120, 30, (1, 20, 20, 20)).astype(np.float32)
     out = normalise(values, [statistics(values)], IntensityConfig(profile="zscore"))
     assert (out.mean(), out.std()) == pytest.approx((0, 1), abs=1e-4)
+
+
+def test_zeros_stay_and_the_rest_is_normalised_as_monai_does():
+    from monai.transforms import NormalizeIntensity
+
+    rng = np.random.default_rng(4)
+    values = (rng.normal(200, 50, (1, 9, 10, 11)) * (rng.random((1, 9, 10, 11)) < 0.4)).astype(np.int16)
+    one = statistics(values[0], whole=values[0])
+    out = normalise(values, [one], IntensityConfig(profile="zscore_nonzero"))
+    expected = NormalizeIntensity(nonzero=True, channel_wise=True)(values.astype(np.float32))
+    np.testing.assert_allclose(out, np.asarray(expected), atol=1e-5)
+    assert (out[values == 0] == 0).all()
+    empty = np.zeros((1, 2, 2, 2), np.int16)
+    assert not normalise(empty, [statistics(empty, whole=empty)], IntensityConfig(profile="zscore_nonzero")).any()
+    with pytest.raises(DataError, match="were not measured"):
+        normalise(values, [statistics(values)], IntensityConfig(profile="zscore_nonzero"))
 
 
 def test_the_way_back_to_file_units():
@@ -84,5 +101,7 @@ def test_constant_images_and_wrong_windows():
 def test_statistics_survive_json():
     import json
 
-    one = statistics(np.arange(100.0), scale=0.25, ct=True)
+    values = np.arange(100.0)
+    one = statistics(values, scale=0.25, ct=True, whole=values)
+    assert one.nonzero == (50.0, pytest.approx(values[1:].std()))
     assert Statistics.from_dict(json.loads(json.dumps(one.to_dict()))) == one

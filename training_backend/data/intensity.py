@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from training_backend.config.data import IntensityConfig
 from training_backend.data.volume import Array
-from training_backend.errors import ConfigError
+from training_backend.errors import ConfigError, DataError
 
 QUANTILES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.9, 100.0)
 """Per cent at which the intensities of the body are kept; others are interpolated."""
@@ -31,6 +31,7 @@ class Statistics:
         minimum: of the whole image; what lies outside the scan is filled with it.
         scale: file units per stored unit; other than 1 only where float16 could not hold the values.
         ct: whether the numbers are Hounsfield units.
+        nonzero: mean and standard deviation of all voxels that are not 0; None where they were not measured (CT).
     """
 
     quantiles: tuple[float, ...]
@@ -39,13 +40,17 @@ class Statistics:
     minimum: float
     scale: float = 1.0
     ct: bool = False
+    nonzero: tuple[float, float] | None = None
 
     @classmethod
-    def measure(cls, body: Array, minimum: float, *, scale: float = 1.0, ct: bool = False) -> Statistics:
-        """Statistics of the voxels of the body, any shape."""
+    def measure(
+        cls, body: Array, minimum: float, *, scale: float = 1.0, ct: bool = False, whole: Array | None = None
+    ) -> Statistics:
+        """Statistics of the voxels of the body, any shape, and of those of the `whole` image that are not 0."""
         values = np.asarray(body, np.float64).ravel()
         quantiles = tuple(float(q) for q in np.percentile(values, QUANTILES))
-        return cls(quantiles, float(values.mean()), float(values.std()), float(minimum), scale, ct)
+        nonzero = None if whole is None else _nonzero(whole)
+        return cls(quantiles, float(values.mean()), float(values.std()), float(minimum), scale, ct, nonzero)
 
     def percentile(self, percent: float) -> float:
         """Intensity below which `percent` of the body lies."""
@@ -58,7 +63,9 @@ class Statistics:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Statistics:
         """Statistics written by `to_dict`."""
-        return cls(**{**value, "quantiles": tuple(value["quantiles"])})
+        nonzero = value.get("nonzero")
+        found = {"quantiles": tuple(value["quantiles"]), "nonzero": None if nonzero is None else tuple(nonzero)}
+        return cls(**{**value, **found})
 
 
 def normalise(array: Any, statistics: Sequence[Any], config: IntensityConfig) -> Any:
@@ -78,11 +85,15 @@ def normalise(array: Any, statistics: Sequence[Any], config: IntensityConfig) ->
     if isinstance(array, np.ndarray):
         scale, low, width = np.moveaxis(terms, -1, 0)
         result = (array.astype(np.float32) * scale - low) / width
+        if config.profile == "zscore_nonzero":
+            result[array == 0] = 0
         return np.clip(result, 0, 1, out=result) if clip else result
     import torch
 
     scale, low, width = torch.from_numpy(terms).to(array.device).unbind(-1)
     result = array.to(torch.float32, copy=True).mul_(scale).sub_(low).div_(width)
+    if config.profile == "zscore_nonzero":
+        result.masked_fill_(array == 0, 0)
     return result.clamp_(0, 1) if clip else result
 
 
@@ -102,6 +113,11 @@ def profile_of(statistics: Statistics, config: IntensityConfig) -> str:
     return "identity" if prepared else "percentile"
 
 
+def _nonzero(whole: Array) -> tuple[float, float]:
+    values = np.asarray(whole[whole != 0], np.float64)
+    return (float(values.mean()), float(values.std())) if values.size else (0.0, 1.0)
+
+
 def _flat(statistics: Sequence[Any]) -> list[Statistics]:
     if statistics and not isinstance(statistics[0], Statistics):
         return [one for group in statistics for one in group]
@@ -115,6 +131,13 @@ def _terms(statistics: Statistics, config: IntensityConfig) -> tuple[float, floa
         return statistics.scale, 0.0, 1.0
     if profile == "zscore":
         return statistics.scale, statistics.mean, max(statistics.std, 1e-6)
+    if profile == "zscore_nonzero":
+        if statistics.nonzero is None:
+            raise DataError(
+                "The intensities other than 0 of this image were not measured, which the profile zscore_nonzero needs.",
+                "It is for images other than CT, in datasets made by this version; ingest again, or choose zscore.",
+            )
+        return statistics.scale, statistics.nonzero[0], max(statistics.nonzero[1], 1e-6)
     if profile == "window":
         low = CT_WINDOW[0] if config.low is None else config.low
         high = CT_WINDOW[1] if config.high is None else config.high

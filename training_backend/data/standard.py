@@ -83,9 +83,11 @@ def standardise(
     start: Shape = (box[0].start, box[1].start, box[2].start)
     images, statistics = [], []
     for volume, array in zip(volumes, arrays, strict=True):
-        stored, scale = to_stored(array, ct=volume.modality == "CT")
+        ct = volume.modality == "CT"
+        stored, scale = to_stored(array, ct=ct)
         inside = array[tuple(slice(None, None, step) for step in body.stride)][body.mask]
-        statistics.append(Statistics.measure(inside, float(array.min()), scale=scale, ct=volume.modality == "CT"))
+        whole = None if ct else array
+        statistics.append(Statistics.measure(inside, float(array.min()), scale=scale, ct=ct, whole=whole))
         images.append(np.ascontiguousarray(stored[box]))
     cut = None if marks is None else np.ascontiguousarray(marks[box])
     counts = np.zeros(1, int) if cut is None else np.bincount(cut.ravel())

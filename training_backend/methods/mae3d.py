@@ -142,7 +142,7 @@ def ends_in_sigmoid(run: RunConfig) -> bool:
     """Whether the decoder of a run ends in a sigmoid."""
     config = _config(run)
     if config.output == "auto":
-        return not config.norm_pix_loss and run.data.intensity.profile not in ("zscore", "identity")
+        return not config.norm_pix_loss and run.data.intensity.profile not in ("zscore", "zscore_nonzero", "identity")
     return config.output == "sigmoid"
 
 
