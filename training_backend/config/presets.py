@@ -23,7 +23,9 @@ def pretrain_config(method: str, preset: str, dataset: Path, changes: dict[str, 
     """Configuration of a pre-training run: the method's preset with nested `changes` laid over it."""
     chosen = _preset(find_method(method).presets, preset, method)
     base = {"kind": "pretrain", "preset": preset, "method": {"name": method}, "data": {"dataset": dataset}}
-    return RunConfig.parse(merged(merged(base, chosen), changes or {}))
+    wished = changes or {}
+    implied = find_method(method).implied(merged(chosen.get("method", {}), wished.get("method", {})))
+    return RunConfig.parse(merged(merged(merged(base, chosen), dict(implied)), wished))
 
 
 def finetune_config(

@@ -160,6 +160,8 @@ class Method:
         build_encoder: the same encoder without the pre-training heads, for fine-tuning.
         family: name of the importer in `weights.families` for the authors' checkpoints.
         views: what can be shown of its networks besides features, similarity and attention.
+        implied: nested settings of a run that follow from those of the method (a mapping by name, as far as they are
+            given); they lie over a preset and below what the user says.
     """
 
     name: str
@@ -173,3 +175,4 @@ class Method:
     build_encoder: Callable[[RunConfig], Encoder]
     family: str
     views: tuple[ModelView, ...] = ()
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda method: {}

@@ -1,0 +1,144 @@
+"""Windows of a Swin transformer: cutting, shifting, relative positions, and attention inside them.
+
+A map whose side is no multiple of the window is padded with zeros at its end, after the norm; these zeros take part in
+the attention, as published.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training_backend.nn.patch import Triple
+
+HIDDEN = -100.0
+"""Added to the attention between voxels that a shift made neighbours."""
+MOST_WEIGHTS = 1 << 24
+"""Attention weights held at once in the backward pass on a CPU."""
+
+
+def relative_index(window: Triple) -> Tensor:
+    """Row of the bias table for each pair of voxels of a window, [n, n] int64, n = product of `window`."""
+    axes = torch.meshgrid(*(torch.arange(side) for side in window), indexing="ij")
+    places = torch.stack([axis.flatten() for axis in axes])
+    offset = places[:, :, None] - places[:, None, :] + torch.tensor(window)[:, None, None] - 1
+    widths = [2 * side - 1 for side in window]
+    return (offset[0] * widths[1] + offset[1]) * widths[2] + offset[2]
+
+
+def clipped(size: Triple, window: Triple) -> tuple[Triple, Triple]:
+    """Window and shift on a map of `size`: an axis not larger than its window is one window that does not shift."""
+    used = [min(n, side) for n, side in zip(size, window, strict=True)]
+    shift = [side // 2 if n > side else 0 for n, side in zip(size, window, strict=True)]
+    return (used[0], used[1], used[2]), (shift[0], shift[1], shift[2])
+
+
+def cut(x: Tensor, window: Triple) -> Tensor:
+    """Windows [B, W, n, C] of `x` [B, D, H, W, C], sides being multiples of the window."""
+    b, d, h, w, c = x.shape
+    dz, dy, dx = window
+    parts = x.reshape(b, d // dz, dz, h // dy, dy, w // dx, dx, c).permute(0, 1, 3, 5, 2, 4, 6, 7)
+    return parts.reshape(b, -1, dz * dy * dx, c)
+
+
+def joined(windows: Tensor, window: Triple, size: Triple) -> Tensor:
+    """Inverse of `cut` for a map of `size`."""
+    (d, h, w), (dz, dy, dx) = size, window
+    parts = windows.reshape(-1, d // dz, h // dy, w // dx, dz, dy, dx, windows.shape[-1])
+    return parts.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, d, h, w, windows.shape[-1])
+
+
+def padded_size(size: Triple, window: Triple) -> Triple:
+    """`size` up to whole windows."""
+    d, h, w = (-(-n // side) * side for n, side in zip(size, window, strict=True))
+    return (d, h, w)
+
+
+@lru_cache(maxsize=64)
+def shift_groups(
+    size: Triple, window: Triple, shift: Triple, device: torch.device
+) -> tuple[tuple[Tensor, Tensor | None], ...]:
+    """Windows of a shifted map by what they must not attend to: (their numbers, what to add [n, n] or None).
+
+    Only the last window of an axis joins voxels from both ends of the map, so there are at most eight kinds.
+
+    Args:
+        size: of the padded map.
+        window: sides of a window.
+        shift: voxels that the map was rolled by, backwards.
+        device: of the tensors.
+    """
+    with torch.inference_mode(False):
+        counts = [n // side for n, side in zip(size, window, strict=True)]
+        number = torch.arange(counts[0] * counts[1] * counts[2]).reshape(counts)
+        kinds: dict[tuple[bool, ...], list[int]] = {}
+        for place in (number >= 0).nonzero().tolist():
+            wraps = tuple(p == n - 1 and s > 0 for p, n, s in zip(place, counts, shift, strict=True))
+            kinds.setdefault(wraps, []).append(int(number[tuple(place)]))
+        return tuple(
+            (torch.tensor(members, device=device), _hidden(window, shift, wraps).to(device) if any(wraps) else None)
+            for wraps, members in kinds.items()
+        )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention [N, h, n, c] of q, k and v [N, h, n, c] with `bias` [h, n, n] added to the scaled products.
+
+    The fused kernels hold no [N, h, n, n] weights. On a CPU they cannot differentiate the bias; there the backward
+    pass computes the weights anew, a part of the windows at a time.
+    """
+    bias = bias.to(q.dtype)
+    if bias.requires_grad and torch.is_grad_enabled() and q.device.type == "cpu":
+        attended: Tensor = _CpuAttention.apply(q, k, v, bias)
+        return attended
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+
+
+class _CpuAttention(torch.autograd.Function):
+    """`attend` with a backward pass of little memory."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.detach()[None])
+        ctx.save_for_backward(q, k, v, bias, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, bias, out = ctx.saved_tensors
+        (given,) = gradients
+        scale = q.shape[-1] ** -0.5
+        dq, dk, dv, dbias = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.zeros_like(bias)
+        part = max(1, MOST_WEIGHTS // bias.numel())
+        for start in range(0, len(q), part):
+            one = slice(start, start + part)
+            weights = torch.baddbmm(
+                bias.expand(len(q[one]), -1, -1, -1).flatten(0, 1),
+                q[one].flatten(0, 1),
+                k[one].flatten(0, 1).transpose(1, 2),
+                alpha=scale,
+            ).softmax(dim=-1)
+            upper = given[one].flatten(0, 1)
+            dv[one] = torch.bmm(weights.transpose(1, 2), upper).view_as(v[one])
+            dot = (upper * out[one].flatten(0, 1)).sum(dim=-1, keepdim=True)
+            inner = weights.mul_(torch.bmm(upper, v[one].flatten(0, 1).transpose(1, 2)).sub_(dot))
+            dbias += inner.view(-1, *bias.shape).sum(dim=0)
+            dq[one] = torch.bmm(inner, k[one].flatten(0, 1)).mul_(scale).view_as(q[one])
+            dk[one] = torch.bmm(inner.transpose(1, 2), q[one].flatten(0, 1)).mul_(scale).view_as(k[one])
+        return dq, dk, dv, dbias
+
+
+def _hidden(window: Triple, shift: Triple, wraps: tuple[bool, ...]) -> Tensor:
+    """What to add [n, n] in a window whose axes in `wraps` join both ends of the map."""
+    side = torch.zeros(window, dtype=torch.int64)
+    for axis, (length, moved, wrapped) in enumerate(zip(window, shift, wraps, strict=True)):
+        shape = [1, 1, 1]
+        shape[axis] = length
+        late = (torch.arange(length) >= length - moved) & wrapped
+        side = 2 * side + late.reshape(shape)
+    flat = side.flatten()
+    return torch.where(flat[:, None] == flat[None, :], 0.0, HIDDEN)
