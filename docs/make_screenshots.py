@@ -23,7 +23,6 @@ from pathlib import Path
 THEMES = ("dark", "light")
 PRETRAIN = {"optim": {"max_steps": 200}, "engine": {"val_steps": 25, "preview_minutes": 0.2, "threads": 1}}
 FINETUNE = {"optim": {"max_steps": 250}, "engine": {"val_steps": 50, "preview_minutes": 0.2, "threads": 1}}
-NEXT_PATCH = {**PRETRAIN, "data": {"view": "crop", "size": (48, 64, 64)}}
 VIEWS = ("next-patch", "roll-out", "predictability", "sequence", "token-attention")
 log = logging.getLogger("screenshots")
 
@@ -72,7 +71,7 @@ def train(home: Path) -> tuple[Path, Path, Path, Path]:
             if name == "mae-tiny":
                 config = pretrain_config("mae3d", "tiny", dataset, PRETRAIN)
             elif name == "ar-tiny":
-                config = pretrain_config("ar", "tiny", dataset, NEXT_PATCH)
+                config = pretrain_config("ar", "tiny", dataset, PRETRAIN)
             else:
                 config = finetune_config(
                     "segmentation", "tiny", dataset, changes={**FINETUNE, "weights": str(paths[0])}
@@ -149,6 +148,8 @@ class Photographer:
     def views(self, run: Path, scan: Path | None = None) -> None:
         """What a next-patch model shows, one picture per view."""
         with self.viewer():
+            self.sequences()
+        with self.viewer():
             if scan is None:
                 self.open_scan()
             else:
@@ -164,6 +165,20 @@ class Photographer:
             self.wait(lambda: panel.scan is not None and len(panel.views) > 0)
             for name in VIEWS:
                 self.show_view(name)
+
+    def sequences(self) -> None:
+        """Example sequences beside the open scan, in a coronal slice."""
+        panel = self.panels["Pre-train"]
+        self.bench.show_tab("Pre-train")
+        panel.method.setCurrentIndex(panel.method.findData("ar"))
+        panel.preset.setCurrentIndex(panel.preset.findData("tiny"))
+        panel._restart()
+        self.open_scan()
+        self.napari.dims.order = (1, 0, 2)
+        panel.preview()
+        self.wait(lambda: len(self.napari.layers) > 2 and "lie along z" in panel.launch.notice.text, 120)
+        self.napari.reset_view()
+        self.photograph("Pre-train", "sequences")
 
     def show_view(self, name: str) -> None:
         """Unfold a section, let it draw, take its picture, and put everything back."""
@@ -184,7 +199,7 @@ class Photographer:
         else:
             section.show_button.click()
         if name == "roll-out":
-            self.wait(lambda: panel.progress.value() > 40 or not panel.busy, 180)
+            self.wait(lambda: "drawn" in section.text.text() or not panel.busy, 180)
             section.stop()
         self.wait(lambda: not panel.busy, 300)
         self.settle(0.5)

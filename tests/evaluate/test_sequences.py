@@ -60,12 +60,13 @@ def test_every_kind_of_a_dataset_is_shown_beside_the_scan(heads: Path) -> None:
     assert [one.picture.name for one in pictures] == ["spatial", "spatial slabs", "contrast", "contrast slabs"]
     assert "Contrast: The same box of one case in T2, T1; 8 slices each." in text
     edge = (scan.geometry.to_lps @ (0, 0, scan.array.shape[2] - 1, 1))[0]
-    for one, right in zip(pictures[::2], (edge, edge + SIZE[2])):
-        first = one.geometry.to_lps @ (0, 0, 0, 1)
-        assert first[0] > right
+    for one in pictures[::2]:  # each to the left of what was before, as high as the scan and at its height
+        assert (one.geometry.to_lps @ (0, 0, 0, 1))[0] > edge
+        edge = (one.geometry.to_lps @ (0, 0, SIZE[2] - 1, 1))[0]
         middle = one.geometry.to_lps @ ((SIZE[0] - 1) / 2, 0, 0, 1)
         whole = scan.geometry.to_lps @ ((scan.array.shape[0] - 1) / 2, 0, 0, 1)
-        assert abs(middle[2] - whole[2]) <= 1
+        assert middle[2] == pytest.approx(whole[2])
+        assert SIZE[0] * one.geometry.spacing_mm[0] == pytest.approx(scan.array.shape[0] * scan.geometry.spacing_mm[0])
     np.testing.assert_array_equal(pictures[3].picture.array[:, 0, 0], [1] * 8 + [2] * 8)
 
 

@@ -14,7 +14,7 @@ from training_backend.data.prepare import InputProfile, prepare
 from training_backend.data.sequence import KINDS, Example, Kind, example
 from training_backend.data.sequence_check import check_settings
 from training_backend.data.sequence_crops import crop_box, glued, last_start, prepared
-from training_backend.data.volume import Geometry, Triple, Volume
+from training_backend.data.volume import Geometry, Shape, Triple, Volume
 from training_backend.errors import ConfigError, Med3dError
 from training_backend.evaluate.view import Picture
 from training_backend.methods.base import PreviewArray
@@ -26,8 +26,8 @@ GAP = 8
 def example_sequences(config: RunConfig, volumes: Sequence[Volume], seed: int = 0) -> tuple[list[Picture], str]:
     """One example of each kind that a run would draw, side by side, and a sentence on each.
 
-    They lie beside the first of `volumes`, since slabs of several scans or places have no place of their own in a
-    patient; one voxel is drawn as one millimetre.
+    They lie beside the first of `volumes` and are drawn as high as it is, since slabs of several scans or places have
+    neither place nor size of their own in a patient.
 
     Args:
         config: of the run. Where its dataset does not exist, a spatial sequence is made from the first volume.
@@ -53,12 +53,11 @@ def example_sequences(config: RunConfig, volumes: Sequence[Volume], seed: int = 
         found.append(spatial_example(config, volumes[0], seed))
     if not found:
         raise ConfigError("There is nothing to make a sequence of.", "Choose a dataset, or open a scan.")
-    origin = _beside(volumes[0].geometry if volumes else None, found[0].array.shape[1:])
+    (x, y, z), voxel = _beside(volumes[0].geometry if volumes else None, config.data.size)
     pictures = []
     for number, one in enumerate(found):
-        x, y, z = origin
-        step = number * (one.array.shape[3] + GAP)
-        pictures += _pictures(one, Geometry.from_spacing(one.array.shape[1:], (1.0, 1.0, 1.0), (x + step, y, z)))
+        step = number * (config.data.size[2] + GAP) * voxel
+        pictures += _pictures(one, Geometry.from_spacing(config.data.size, (voxel,) * 3, (x + step, y, z)))
     told = [f"{one.kind.capitalize()}: {one.note}" for one in found]
     told += [f"No {kind} sequence: {error}" for kind, error in problems]
     return pictures, " ".join([*told, "Slabs lie along z: look at a coronal or sagittal slice."])
@@ -97,12 +96,13 @@ def _pictures(one: Example, geometry: Geometry) -> list[Picture]:
     ]
 
 
-def _beside(scan: Geometry | None, shape: Sequence[int]) -> Triple:
-    """(x, y, z) LPS of the first voxel of an example to the left of a scan, at the height of its middle."""
+def _beside(scan: Geometry | None, size: Shape) -> tuple[Triple, float]:
+    """(x, y, z) LPS of the first voxel of an example of `size` to the left of a scan, and the mm of its voxels."""
     if scan is None:
-        return (0.0, 0.0, 0.0)
+        return (0.0, 0.0, 0.0), 1.0
     ends = [(0, n - 1) for n in scan.shape]
     corners = np.array([scan.to_lps @ (*corner, 1.0) for corner in itertools.product(*ends)])[:, :3]
-    middle = corners.mean(axis=0)
-    x = corners[:, 0].max() + GAP * scan.spacing_mm[2]
-    return (float(x), float(middle[1] - shape[1] / 2), float(middle[2] - shape[0] / 2))
+    middle, voxel = corners.mean(axis=0), scan.shape[0] * scan.spacing_mm[0] / size[0]
+    x = corners[:, 0].max() + GAP * voxel
+    y, z = (middle[axis] - voxel * (n - 1) / 2 for axis, n in ((1, size[1]), (2, size[0])))
+    return (float(x), float(y), float(z)), float(voxel)

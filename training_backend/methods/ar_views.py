@@ -38,9 +38,9 @@ class PrefixOptions(ConfigModel):
 class RollOutOptions(PrefixOptions):
     """How the network runs on."""
 
-    brightness: Literal["last", "mean"] = "last"
-    """Where drawn patches take brightness and contrast from, which the network does not predict: the last patch of the
-    context, or the mean of all of it."""
+    brightness: Literal["mean", "last"] = "mean"
+    """Where drawn patches take brightness and contrast from, which the network does not predict: the mean over the
+    context, or its last patch."""
 
 
 class PredictabilityOptions(ConfigModel):
@@ -152,11 +152,12 @@ def predictability(
     prefixes = [0, *torch.randint(length, (options.prefixes - 1,), generator=generator).tolist()]
     for done, found in enumerate(mean_losses(network, volume, prefixes), 1):
         losses = _numbers(found[0])
+        low, high = _spread(losses)
         text = (
-            f"Mean loss {_mean(losses):.2f} over {done} of {len(prefixes)} contexts. Bright places surprise the "
-            f"network; {_SURPRISING:g} and more is the brightest colour."
+            f"Mean loss {_mean(losses):.2f} over {done} of {len(prefixes)} contexts. Bright places are surprising; "
+            f"colours go from {low:.2f} to {high:.2f}."
         )
-        picture = PreviewArray("surprise", losses, "heatmap", voxels=network.patch_size, limits=(0.0, _SURPRISING))
+        picture = PreviewArray("surprise", losses, "heatmap", voxels=network.patch_size, limits=(low, high))
         yield Frame([picture], text, done / len(prefixes))
 
 
@@ -227,8 +228,6 @@ def evidence(
     network: VolumeHead, volume: Tensor, options: EvidenceOptions, _generator: torch.Generator
 ) -> Iterator[Frame]:
     """What each patch adds to an output of a classifier; exact, since its head is linear and takes the mean."""
-    import numpy as np
-
     from training_backend.errors import ConfigError
 
     maps = network.evidence(volume)[0]
@@ -238,9 +237,8 @@ def evidence(
     config: Any = getattr(network, "task", None)
     names = tuple(getattr(config, "class_names", ()))
     name = names[options.output - 1] if names else f"output {options.output}"
-    low, high = (float(value) for value in np.percentile(shown, [2, 98]))
     text = f"{name}: {shown.mean():+.3f} before the sigmoid or softmax, which is the mean of this map."
-    limits = (low, max(high, low + 1e-6))
+    limits = _spread(shown)
     patch = network.encoder.patch_size
     yield Frame([PreviewArray("evidence", shown, "heatmap", voxels=patch, limits=limits)], text)  # type: ignore[arg-type]
 
@@ -256,6 +254,14 @@ def _original(volume: Tensor) -> tuple[PreviewArray, tuple[float, float]]:
     low, high = float(array.min()), float(array.max())
     shown = (low, high if high > low else low + 1.0)
     return PreviewArray("original", array, "image", limits=shown), shown
+
+
+def _spread(values: Floats) -> tuple[float, float]:
+    """Contrast limits that all but a few values lie within; never empty."""
+    import numpy as np
+
+    low, high = (float(value) for value in np.nanpercentile(values, [2, 98]))
+    return low, max(high, low + 1e-6)
 
 
 def _mean(losses: Floats) -> float:
