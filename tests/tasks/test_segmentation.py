@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.losses import DiceLoss
+from monai.losses import DiceCELoss, DiceLoss
 
 from training_backend.config import RunConfig
 from training_backend.config.presets import PRESETS, finetune_config
@@ -93,7 +93,17 @@ def test_datasets_without_labels_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"classes": ("one",)}, {"classes": ("a", "a")}, {"channels": (16,)}, {"overlap": 1.0}]
+    "changes",
+    [
+        {"classes": ("one",)},
+        {"classes": ("a", "a")},
+        {"channels": (16,)},
+        {"overlap": 1.0},
+        {"regions": ("all",)},
+        {"regions": ("all = ball + cube",)},
+        {"regions": ("ball = ball",)},
+        {"regions": ("all = ball", "all = ball")},
+    ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
@@ -159,6 +169,15 @@ def test_cases_without_labels_are_named() -> None:
         TASK.training_step(network(config()), Batch(torch.rand(1, 1, 16, 16, 16), ["patient-7"]), GENERATOR)
 
 
+def test_without_background_the_loss_is_that_of_monai_s_swin_unetr_recipe() -> None:
+    run = config(task={"loss": "dice_ce_foreground", "classes": ("background", "ball", "nothing")})
+    net, batch = network(run).eval(), balls(2)
+    output = TASK.training_step(net, batch, GENERATOR)
+    recipe = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
+    expected = recipe(net(batch.volume)[0], batch.labels[:, None])
+    torch.testing.assert_close(output.loss.detach(), expected.detach())
+
+
 def test_the_squared_loss_is_that_of_monai_s_unetr_recipe() -> None:
     net, batch = network(config(task={"loss": "dice_ce_squared"})).eval(), balls(2)
     batch.labels[1] = 0  # a view without the class
@@ -189,3 +208,15 @@ def test_scores_leave_out_classes_that_no_case_has() -> None:
     assert scores["dice_b"] == 0.0
     assert "dice_c" not in scores
     assert scores["score"] == pytest.approx(scores["dice_a"] / 2)
+
+
+def test_regions_are_scored_besides_their_classes_and_choose_the_model() -> None:
+    classes = ("background", "core", "edema", "rim")
+    run = config(task={"classes": classes, "regions": ("WT = core + edema + rim", "TC = core + rim")})
+    truth, found = np.array([[[1, 2, 3, 0]]]), np.array([[[3, 2, 1, 0]]])
+    scores = TASK.evaluate(run, [CaseResult("1", found, truth, (1.0, 1.0, 1.0))])
+    assert (scores["dice_WT"], scores["dice_TC"], scores["dice_core"], scores["dice_edema"]) == (1, 1, 0, 1)
+    assert (scores["score"], scores["regions"], scores["dice"]) == (1, 1, pytest.approx(1 / 3))
+    empty = CaseResult("2", np.zeros((1, 1, 4)), np.array([[[0, 0, 255, 255]]]), (1.0, 1.0, 1.0))
+    assert TASK.evaluate(run, [empty])["score"] == 0
+    assert TASK.evaluate(run, [empty, CaseResult("3", found, truth, (1.0, 1.0, 1.0))])["regions"] == 1

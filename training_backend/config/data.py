@@ -16,7 +16,7 @@ class IntensityConfig(ConfigModel):
     profile: Literal["auto", "window", "percentile", "zscore", "zscore_nonzero", "identity"] = "auto"
     """auto: window for CT, unchanged when already within [0, 1], else percentile. window: [low, high] to [0, 1].
     percentile: [low, high] per cent of the volume's body to [0, 1]. zscore: zero mean, unit variance over the body.
-    zscore_nonzero: the same over all voxels that are not 0, which stay 0 (MR in VoCo's recipes). identity: as stored."""
+    zscore_nonzero: the same over all voxels but zeros, which stay 0, as VoCo's authors see MR. identity: as stored."""
     low: float | None = None
     """Lower bound: HU for window (-1200 as TANGERINE when empty), per cent for percentile (0.5 when empty)."""
     high: float | None = None

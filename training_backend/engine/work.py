@@ -121,7 +121,7 @@ def build_network(config: RunConfig, method: Method, task: Task | None) -> tuple
     else:
         encoder = method.build_encoder(config)
         network = task.build(config, encoder)
-        start = encoder  # type: ignore[assignment]
+        start = network if getattr(network, "starts_whole", False) else encoder  # type: ignore[assignment]
     if not config.weights:
         return network, None
     from training_backend.weights.transfer import init_from

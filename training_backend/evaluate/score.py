@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from training_backend.errors import DataError
-from training_backend.evaluate.segmentation_metrics import METRICS, ClassScore, bootstrap_mean, score_case, summarise
+from training_backend.evaluate.segmentation_metrics import (
+    METRICS,
+    ClassScore,
+    bootstrap_mean,
+    score_case,
+    score_regions,
+    summarise,
+)
 from training_backend.report import Table
 from training_backend.tasks.base import Cancelled, CaseResult, Progress
 
@@ -105,20 +112,34 @@ def _segmentation_table(
     from training_backend.data.read import read_classes
 
     classes: Mapping[int, str] = {entry.index: entry.name for entry in dataset.info.classes}
+    regions = _regions(model)
     scores: list[ClassScore] = []
+    unions: list[ClassScore] = []
     for done, case in enumerate(cases, 1):
         if case.label is None:
             continue
         truth = read_classes(dataset.source(case.label), key=case.label.key)
         labels = _predict(model, dataset, case)
         scores += score_case(labels, truth.array, truth.geometry.spacing_mm, classes, case_id=case.id)
+        unions += score_regions(labels, truth.array, truth.geometry.spacing_mm, regions, case_id=case.id)
         _tell(progress, done / len(cases))
     table = Table(("case", "class", *METRICS))
-    for score in scores:
+    for score in [*scores, *unions]:
         table.add(score.case_id, score.class_name, *(_number(getattr(score, metric)) for metric in METRICS))
     for name, means in summarise(scores).items():
         table.add("mean", name, *(means.get(metric, "-") for metric in METRICS))
+    for name, means in summarise(unions).items() if unions else ():
+        table.add("mean", "regions" if name == "mean" else name, *(means.get(metric, "-") for metric in METRICS))
     return table
+
+
+def _regions(model: LoadedModel) -> dict[str, tuple[int, ...]]:
+    """Label values of each region that a model is scored on besides its classes."""
+    from training_backend.config.regions import read_regions
+    from training_backend.tasks.segmentation import class_names, settings
+
+    wanted = settings(model.config).regions
+    return read_regions(wanted, class_names(model.config)) if wanted else {}
 
 
 def _predict(

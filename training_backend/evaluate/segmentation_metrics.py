@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,14 @@ def dice_per_class(prediction: Labels, truth: Labels, classes: Iterable[int]) ->
     return {index: _dice(prediction == index, truth == index) for index in classes}
 
 
+def dice_per_region(prediction: Labels, truth: Labels, regions: Mapping[str, Collection[int]]) -> dict[str, float]:
+    """Dice of each region, the union of the classes of the given indices, by name; NaN where it is in neither map."""
+    return {
+        name: dice_per_class(_union(prediction, values), _union(truth, values), [1])[1]
+        for name, values in regions.items()
+    }
+
+
 def score_case(
     prediction: Labels,
     truth: Labels,
@@ -111,6 +119,30 @@ def score_case(
         volumes = (float(found.sum()) * voxel_ml, float(real.sum()) * voxel_ml)
         scores.append(ClassScore(case_id, index, name, _dice(found, real), hd95, nsd, *volumes))
     return scores
+
+
+def score_regions(
+    prediction: Labels,
+    truth: Labels,
+    spacing_mm: Triple,
+    regions: Mapping[str, Collection[int]],
+    *,
+    tolerance_mm: float = 2.0,
+    case_id: str = "",
+) -> list[ClassScore]:
+    """All metrics of regions, as `score_case` gives those of classes; their class index is 1."""
+    return [
+        score
+        for name, values in regions.items()
+        for score in score_case(
+            _union(prediction, values),
+            _union(truth, values),
+            spacing_mm,
+            {1: name},
+            tolerance_mm=tolerance_mm,
+            case_id=case_id,
+        )
+    ]
 
 
 def summarise(scores: Sequence[ClassScore], *, seed: int = 0) -> dict[str, dict[str, Mean]]:
@@ -146,6 +178,13 @@ def write_scores(scores: Sequence[ClassScore], path: Path) -> Path:
         writer.writeheader()
         writer.writerows(asdict(score) for score in scores)
     return Path(path)
+
+
+def _union(labels: Labels, values: Collection[int]) -> Labels:
+    """1 inside the classes of `values`, 255 where unlabelled, else 0."""
+    result = np.isin(labels, list(values)).astype(np.uint8)
+    result[labels == UNLABELLED] = UNLABELLED
+    return result
 
 
 def _labelled(prediction: Labels, truth: Labels) -> tuple[Labels, Labels]:

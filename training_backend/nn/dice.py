@@ -10,12 +10,14 @@ UNLABELLED = 255
 """Label of voxels that no loss looks at."""
 
 
-def dice_ce(logits: Tensor, labels: Tensor, *, smooth: float = 1e-5, squared: bool = False) -> tuple[Tensor, Tensor]:
+def dice_ce(
+    logits: Tensor, labels: Tensor, *, smooth: float = 1e-5, squared: bool = False, background: bool = True
+) -> tuple[Tensor, Tensor]:
     """Soft Dice loss and cross-entropy, both as means over the labelled voxels.
 
-    Dice is taken per sample and class, background included, as ``(2 overlap + s) / (prediction + truth + s)``; a class
-    that is absent from truth and prediction thus costs nothing. Where every voxel is labelled the two numbers add up
-    to ``monai.losses.DiceCELoss(softmax=True, to_onehot_y=True)``.
+    Dice is taken per sample and class as ``(2 overlap + s) / (prediction + truth + s)``; a class that is absent from
+    truth and prediction thus costs nothing. Where every voxel is labelled the two numbers add up to
+    ``monai.losses.DiceCELoss(softmax=True, to_onehot_y=True, include_background=background)``.
 
     Args:
         logits: [B, K, D, H, W].
@@ -23,6 +25,7 @@ def dice_ce(logits: Tensor, labels: Tensor, *, smooth: float = 1e-5, squared: bo
         smooth: the number s.
         squared: square predictions in the denominator and leave s out of the numerator, as UNETR's and AR-SSL4M's
             recipes do (with s = 1e-6): a class absent from the truth then costs its full share.
+        background: let the first class count in Dice; in cross-entropy it always does.
 
     Returns:
         Dice loss in 0..1 and cross-entropy, two scalars; zero without labelled voxels.
@@ -36,4 +39,4 @@ def dice_ce(logits: Tensor, labels: Tensor, *, smooth: float = 1e-5, squared: bo
     overlap = (p * truth).sum(2)
     total = ((p.square() if squared else p) * labelled.unsqueeze(1)).sum(2) + truth.sum(2)
     dice = (2 * overlap + (0.0 if squared else smooth)) / (total + smooth)
-    return 1 - dice.mean(), summed / labelled.sum().clamp_min(1)
+    return 1 - dice[:, 0 if background else 1 :].mean(), summed / labelled.sum().clamp_min(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from training_backend.config import RunConfig, TaskConfig, ui
 from training_backend.methods.base import Batch, Encoder, StepOutput
@@ -28,18 +28,22 @@ class SegmentationConfig(TaskConfig):
     name: str = Field("segmentation", json_schema_extra=ui(hidden=True))
     classes: tuple[str, ...] = ()
     """Names by label value, background first; empty takes the class table of the dataset."""
-    decoder: Literal["lean", "unetr"] = "lean"
+    decoder: Literal["lean", "unetr", "swinunetr"] = "lean"
     """lean: a light U-Net that receives the encoder's features. unetr: the decoder of UNETR as published, for
-    encoders that give tokens."""
+    encoders that give tokens. swinunetr: that of SwinUNETR as published, for VoCo's encoder; weights with a decoder
+    start it too."""
     channels: tuple[int, ...] = Field((16, 32, 64, 128), json_schema_extra=ui(advanced=True))
     """Lean decoder: channels of the convolutional levels, fine to coarse."""
     stem_stride: Literal[1, 2] = Field(1, json_schema_extra=ui(advanced=True))
     """Lean decoder: voxels per axis of the finest level; 1 keeps every voxel, 2 is about six times faster."""
     feature_size: int = Field(16, ge=1, json_schema_extra=ui(advanced=True))
     """UNETR decoder: channels of the finest level; each coarser one has twice as many."""
-    loss: Literal["dice_ce", "dice_ce_squared"] = Field("dice_ce", json_schema_extra=ui(advanced=True))
+    loss: Literal["dice_ce", "dice_ce_squared", "dice_ce_foreground"] = Field(
+        "dice_ce", json_schema_extra=ui(advanced=True)
+    )
     """dice_ce: Dice plus cross-entropy. dice_ce_squared: the same with squared predictions in Dice's denominator, where
-    a class that a view does not hold costs its full share, as UNETR and AR-SSL4M train."""
+    a class that a view does not hold costs its full share, as UNETR and AR-SSL4M train. dice_ce_foreground: dice_ce
+    without the background in Dice, as VoCo is fine-tuned."""
     freeze: Literal["none", "encoder"] = "none"
     """encoder: train only what is new, with the encoder as it came from pre-training."""
     deep_supervision: bool = Field(False, json_schema_extra=ui(advanced=True))
@@ -50,6 +54,10 @@ class SegmentationConfig(TaskConfig):
     """Weight of a window's voxels in prediction: less towards its border, or the same everywhere."""
     test_flips: bool = Field(False, json_schema_extra=ui(advanced=True))
     """Predict the mean over all flips: eight times slower; never where left and right are different classes."""
+
+    regions: tuple[str, ...] = Field((), json_schema_extra=ui(advanced=True))
+    """Unions of classes that are scored besides, as "NAME = CLASS + CLASS"; the best model is then chosen by their mean
+    Dice, as in BraTS."""
 
     @field_validator("channels")
     @classmethod
@@ -64,6 +72,13 @@ class SegmentationConfig(TaskConfig):
         if len(value) == 1 or len(value) > MOST_CLASSES or len(set(value)) < len(value):
             raise ValueError(f"give 2 to {MOST_CLASSES} different names, background first")
         return value
+
+    @model_validator(mode="after")
+    def _regions_of_classes(self) -> SegmentationConfig:
+        from training_backend.config.regions import read_regions
+
+        read_regions(self.regions, self.classes)
+        return self
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -123,6 +138,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """
 
 
+LOSSES: Mapping[str, Mapping[str, Any]] = {
+    "dice_ce": {},
+    "dice_ce_squared": {"squared": True, "smooth": 1e-6},
+    "dice_ce_foreground": {"background": False},
+}
+"""Options of `nn.dice.dice_ce` by the name of the loss."""
+
+
 def class_names(config: RunConfig) -> tuple[str, ...]:
     """Names by label value, background first: those of the configuration, or of the dataset's class table."""
     from training_backend.data.dataset import Dataset
@@ -176,6 +199,10 @@ def build(config: RunConfig, encoder: Encoder) -> nn.Module:
         network: nn.Module = PublishedUnetr(
             encoder, classes, feature_size=task.feature_size, freeze=task.freeze == "encoder"
         )
+    elif task.decoder == "swinunetr":
+        from training_backend.nn.swin_segmenter import SwinSegmenter
+
+        network = SwinSegmenter(encoder, classes, freeze=task.freeze == "encoder")
     else:
         from training_backend.nn.unetr import Unetr
 
@@ -197,8 +224,7 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
     from training_backend.nn.dice import UNLABELLED, dice_ce
 
     task: SegmentationConfig = network.task  # type: ignore[assignment]
-    terms: dict[str, Any] = {"squared": True, "smooth": 1e-6} if task.loss == "dice_ce_squared" else {}
-
+    terms = LOSSES[task.loss]
     if batch.labels is None:
         raise DataError(f"Segmentation needs labels, but {', '.join(batch.case_ids)} have none.", "Leave them out.")
     labels = batch.labels if batch.padding is None else batch.labels.masked_fill(batch.padding, UNLABELLED)
@@ -242,24 +268,37 @@ def tiling(config: RunConfig, volume: Tensor, *, batch: int = 1) -> Tiling:
 
     d, h, w = config.data.size if config.data.view == "crop" else volume.shape[2:]
     task = settings(config)
-    return Tiling((d, h, w), task.overlap, batch, blend=task.blend)
+    fill = 0.0 if config.data.intensity.profile == "zscore_nonzero" else None  # zeros are what is outside there
+    return Tiling((d, h, w), task.overlap, batch, blend=task.blend, fill=fill)
 
 
 def evaluate(config: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
-    """Mean Dice over cases per class ("dice_NAME") and over classes ("dice", which is also "score").
+    """Mean Dice over cases per class and region ("dice_NAME"), over classes ("dice") and over regions ("regions").
 
-    Classes that neither truth nor prediction of a case contain do not count for that case.
+    The score is the mean over regions where there are any, else over classes. What neither truth nor prediction of a
+    case contain does not count for that case.
     """
     import math
 
-    from training_backend.evaluate.segmentation_metrics import bootstrap_mean, dice_per_class
+    from training_backend.config.regions import read_regions
+    from training_backend.evaluate.segmentation_metrics import bootstrap_mean, dice_per_class, dice_per_region
 
     names = class_names(config)
     cases = [dice_per_class(r.prediction, r.truth, range(1, len(names))) for r in results]
     means = {name: bootstrap_mean([c[index] for c in cases], draws=1).mean for index, name in enumerate(names) if index}
-    known = [value for value in means.values() if not math.isnan(value)]
-    score = sum(known) / len(known) if known else 0.0
-    return {"score": score, "dice": score, **{f"dice_{n}": v for n, v in means.items() if not math.isnan(v)}}
+    found = {"dice": _mean(means.values())}
+    if regions := read_regions(settings(config).regions, names):
+        shares = [dice_per_region(r.prediction, r.truth, regions) for r in results]
+        unions = {name: bootstrap_mean([share[name] for share in shares], draws=1).mean for name in regions}
+        means, found["regions"] = {**means, **unions}, _mean(unions.values())
+    score = {"score": found.get("regions", found["dice"])}
+    return {**score, **found, **{f"dice_{n}": v for n, v in means.items() if not math.isnan(v)}}
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Mean of the numbers among `values`, or 0 where there is none."""
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else 0.0
 
 
 def layer_id(network: nn.Module, parameter: str) -> int:

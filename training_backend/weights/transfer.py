@@ -23,6 +23,8 @@ def init_from(
 ) -> ImportReport:
     """Start a run from weights: the whole network for pre-training, the encoder alone for fine-tuning.
 
+    Networks of a task that have a true `starts_whole` take whatever fits of the weights, a decoder say.
+
     Args:
         module: the run's network, or its encoder; unchanged when the weights are refused.
         source: run directory, model folder, weights file, or ``zoo:NAME``.
@@ -41,7 +43,8 @@ def init_from(
         )
     if reason := found.family.conflict(found.config, config):
         raise WeightsError(reason)
-    return transfer(module, found, config, encoder_only=config.task is not None)
+    whole = config.task is None or getattr(module, "starts_whole", False)
+    return transfer(module, found, config, encoder_only=not whole)
 
 
 def transfer(module: nn.Module, source: Source, config: RunConfig, *, encoder_only: bool = False) -> ImportReport:
