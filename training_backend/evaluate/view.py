@@ -190,7 +190,7 @@ def draw_file(
     from training_backend.evaluate.predict import chosen_device
     from training_backend.weights.load import load_model
 
-    loaded = load_model(source, chosen_device(device))
+    loaded = load_model(source, str(chosen_device(device)))
     find_view(loaded, name)
     drawing = draw(loaded, prepare(read_volumes(input), loaded.profile), name, options, centre=centre, point=point)
     frame = Frame(())
