@@ -238,6 +238,35 @@ def test_workers_end_with_a_killed_parent(dataset, run_config, tmp_path, reposit
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_reports_go_with_their_views(dataset, run_config, workers):
+    loader = ViewLoader(dataset, run_config(data={"workers": workers}), needs="text")
+    for views in loader.batches():
+        batch = loader.to_batch(views, "cpu")
+        assert batch.extra["texts"] == [dataset.case(id).report for id in batch.case_ids]
+        assert all(batch.extra["texts"])
+        assert batch.target.tolist() == [dataset.case(id).target[0] for id in batch.case_ids]
+        part = loader.to_batch(views[1:3], "cpu")
+        assert part.extra["texts"] == batch.extra["texts"][1:3]
+        assert not any(text in repr(views) for text in batch.extra["texts"])
+    plain = ViewLoader(dataset, run_config(), needs="target")
+    assert "texts" not in plain.to_batch(next(plain.batches()), "cpu").extra
+
+
+def test_cases_without_a_report_are_left_out_where_one_is_needed(dataset, run_config, tmp_path):
+    shutil.copytree(dataset.folder, tmp_path / "copy")
+    copy = Dataset.open(tmp_path / "copy")
+    first = copy.cases("train")[0]
+    copy.put(first.model_copy(update={"report": "  "}))
+    loader = ViewLoader(copy, run_config(copy.folder), needs="text")
+    assert first.id not in [case.id for case in loader.cases]
+    assert len(loader.cases) == 4
+    for case in copy.cases():
+        copy.put(case.model_copy(update={"report": ""}))
+    with pytest.raises(DataError, match="no case with a report in its train split"):
+        ViewLoader(copy, run_config(copy.folder), needs="text")
+
+
 def test_a_dataset_without_fitting_cases_is_refused(mr_dataset, run_config):
     with pytest.raises(DataError, match="no case with a label map in its test split"):
         ViewLoader(mr_dataset, run_config(mr_dataset.folder), needs="labels", split="test")

@@ -92,6 +92,6 @@ class Words:
 
 def readable(text: str) -> str:
     """Text of divided words as prose: a capital after each full stop, no blank before it."""
-    written = [part.strip() for part in text.split(" . ")]
-    whole = ". ".join(part[:1].upper() + part[1:] for part in written if part)
-    return whole.removesuffix(" .") + "." if whole.endswith(" .") else whole
+    said = [" ".join(part.split()) for part in f" {text} ".split(" . ")]
+    whole = ". ".join(part[:1].upper() + part[1:] for part in said if part)
+    return f"{whole}." if whole and not said[-1] else whole

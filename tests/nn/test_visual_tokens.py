@@ -1,0 +1,57 @@
+"""Tokens of volumes for texts, from encoders of tokens and of pyramids."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from training_backend.errors import ConfigError
+from training_backend.nn.output import EncoderOutput
+from training_backend.nn.visual_tokens import VisualTokens
+
+
+def pyramid() -> EncoderOutput:
+    torch.manual_seed(0)
+    maps = tuple(torch.randn(2, c, n, n, n) for c, n in ((2, 12), (4, 6), (8, 3)))
+    return EncoderOutput(torch.randn(2, 27, 6), (3, 3, 3), pyramid=maps)
+
+
+def test_maps_are_averaged_joined_and_normalised_over_positions() -> None:
+    features, encoder = pyramid(), SimpleNamespace(width=10, embedded_maps=(0, 2))
+    model = VisualTokens(encoder)
+    with torch.no_grad():
+        model.norm.weight.uniform_(0.5, 2)
+        model.norm.bias.uniform_(-1, 1)
+    tokens, mean = model(features)
+    joined = torch.cat([F.adaptive_avg_pool3d(features.pyramid[i], 3) for i in (0, 2)], 1).flatten(2)
+    expected = F.layer_norm(joined, (27,), model.norm.weight, model.norm.bias).transpose(1, 2)
+    torch.testing.assert_close(tokens, expected)
+    torch.testing.assert_close(mean, expected.mean(1))
+    assert model.number == 27
+
+
+def test_tokens_are_averaged_on_their_grid_and_normalised_over_channels() -> None:
+    tokens = torch.arange(4.0 * 2 * 6).reshape(1, 4 * 2 * 6, 1).repeat(1, 1, 3)
+    features = EncoderOutput(tokens, (4, 2, 6))
+    plain, _ = VisualTokens(SimpleNamespace(width=3), 2, "none")(features)
+    grid = tokens[0, :, 0].reshape(4, 2, 6)
+    assert plain.shape == (1, 8, 3)
+    assert plain[0, 0, 0] == grid[:2, :1, :3].mean()
+    assert plain[0, 7, 0] == grid[2:, 1:, 3:].mean()
+    normed, _ = VisualTokens(SimpleNamespace(width=3), 2)(features)
+    torch.testing.assert_close(normed, F.layer_norm(plain, (3,)))
+
+
+def test_a_linear_layer_and_another_order_are_the_published_permutation() -> None:
+    features, encoder = pyramid(), SimpleNamespace(width=10, embedded_maps=(0, 2))
+    model = VisualTokens(encoder, norm="none", project=5, order=(1, 2, 0))
+    expected = model.head(model.joined(features)).permute(0, 3, 4, 2, 1).flatten(1, 3)
+    torch.testing.assert_close(model(features)[0], expected)
+
+
+def test_maps_that_do_not_add_up_are_refused() -> None:
+    with pytest.raises(ConfigError, match="12 channels together, but it says 10"):
+        VisualTokens(SimpleNamespace(width=10, embedded_maps=(1, 2)))(pyramid())
