@@ -214,3 +214,31 @@ def test_contrasts_become_channels() -> None:
 def test_impossible_settings_get_a_sentence(method: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         network(config(method=method))
+
+
+def waves(number: int, seed: int) -> torch.Tensor:
+    """Volumes [number, 1, 16, 8, 8] of one plane wave each, of any direction, length and phase."""
+    draw = torch.Generator().manual_seed(seed)
+    grid = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (16.0, 8.0, 8.0)), indexing="ij"))
+    direction = 0.25 * torch.randn(number, 3, generator=draw)
+    phase = 6.3 * torch.rand(number, 1, 1, 1, generator=draw)
+    return torch.sin(torch.einsum("na,azyx->nzyx", direction, grid) + phase)[:, None]
+
+
+def test_unseen_volumes_are_predicted_better_than_by_the_mean_or_by_the_patch_before() -> None:
+    model = network(config(method={"embed_dim": 48, "heads": 4}))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for number in range(250):
+        given = Batch(volume=waves(32, number), case_ids=[""] * 32)
+        step(model, given, number).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    unseen, prefix = waves(64, 10_000), torch.full((64,), 6)
+    with torch.no_grad():
+        loss = model.eval()(unseen, prefix).item()
+        targets = model.target(model.model.layout.raster_patches(unseen))
+    copied = (targets[:, 6:] - targets[:, 5:-1]).square().mean().item()
+    mean = targets[:, 6:].square().mean().item()
+    assert mean == pytest.approx(1, abs=0.05)
+    assert loss < 0.5 * mean
+    assert loss < 0.5 * copied
