@@ -62,6 +62,7 @@ def data_ingest(
     spacing_mm: tuple[float, float, float] | None = None,
     crop_body: bool = True,
     align: bool = False,
+    label_values: dict[int, int] | None = None,
     splits: tuple[float, float, float] = (0.8, 0.2, 0.0),
     seed: int = 0,
     workers: int | None = None,
@@ -75,25 +76,24 @@ def data_ingest(
         spacing_mm: Resample to these millimetres along z, y, x; keep each scan's own when empty.
         crop_body: Store only the box around the body.
         align: Turn and shift further contrasts of a case to fit its first one, for headers that do not agree.
+        label_values: Class that a value of the label maps stands for, in pairs: 205 1 420 2. Others stay what they are.
         splits: Shares of subjects in train, val, test where the source gives none.
         seed: Of the split.
         workers: Reading processes; chosen from the processors when empty.
     """
-    from tqdm import tqdm
-
     from training_backend.config import IngestConfig
     from training_backend.data.ingest import ingest
 
     config = IngestConfig(
-        spacing_mm=spacing_mm, crop_body=crop_body, align=align, splits=splits, seed=seed, workers=workers
+        spacing_mm=spacing_mm,
+        crop_body=crop_body,
+        align=align,
+        label_values=label_values or {},
+        splits=splits,
+        seed=seed,
+        workers=workers,
     )
-    with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}", mininterval=1.0, delay=0.5) as bar:
-
-        def progress(share: float) -> bool:
-            bar.update(share - bar.n)
-            return True
-
-        return ingest(list(paths), output, config, name=name, progress=progress)
+    return ingest(list(paths), output, config, name=name, progress=_bar("ingest"))
 
 
 def data_split(folder: Path, folds: int = 5, fold: int = 0, seed: int = 0) -> Table:
@@ -223,10 +223,11 @@ def recipes_list(system: str = "") -> Table:
     """
     from training_backend.config.recipes import recipes
 
-    table = Table(("recipe", "system", "task", "modality", "channels", "classes", "what"))
+    which = () if system else ("system",)
+    table = Table(("recipe", *which, "task", "modality", "channels", "classes", "what"))
     for name, found in recipes(system).items():
-        facts = found.dataset
-        table.add(name, found.system, found.task, facts.modality, len(facts.channels), len(facts.classes), found.title)
+        facts, owner = found.dataset, () if system else (found.system,)
+        table.add(name, *owner, found.task, facts.modality, len(facts.channels), len(facts.classes), found.title)
     return table
 
 

@@ -454,7 +454,7 @@ def _case_layers(case: CaseRecord, root: Path, classes: Any) -> list[_layers.Lay
         name = f"{case.id} · {image.contrast}" if len(case.images) > 1 else case.id
         layers.append(_layers.volume_layer(read_volume(root / image.path, key=image.key), name=name))
     if case.label is not None:
-        label = read_classes(root / case.label.path, key=case.label.key)
+        label = read_classes(root / case.label.path, key=case.label.key, values=case.label.values)
         layers.append(_layers.labels_layer(label.array, label.geometry, f"{case.id} · label", classes))
     return layers
 

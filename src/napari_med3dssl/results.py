@@ -17,6 +17,7 @@ from napari_med3dssl.explore_pictures import PictureLayers
 from training_backend.errors import DataError
 
 if TYPE_CHECKING:
+    from training_backend.data.dataset import Dataset
     from training_backend.data.manifest import ClassEntry
     from training_backend.jobs.registry import RunSummary
 
@@ -30,6 +31,8 @@ class CaseResult:
     label: Path | None
     prediction: Path
     dice: dict[str, float] = field(default_factory=dict)
+    values: dict[int, int] = field(default_factory=dict)
+    """Class that a value of the label map stands for, where it is another."""
 
     @property
     def mean(self) -> float:
@@ -82,10 +85,16 @@ def read_results(run: Path) -> tuple[list[CaseResult], tuple[ClassEntry, ...]]:
             root / entry["label"] if entry.get("label") else None,
             run / entry["prediction"],
             {str(name): float(value) for name, value in (entry.get("dice") or {}).items()},
+            _values(dataset, entry["case"]),
         )
         for entry in entries
     ]
     return sorted(found, key=lambda case: case.mean), dataset.info.classes
+
+
+def _values(dataset: Dataset, case: str) -> dict[int, int]:
+    record = dataset.records.get(case)
+    return dict(record.label.values) if record is not None and record.label is not None else {}
 
 
 def case_layers(case: CaseResult, classes: tuple[ClassEntry, ...]) -> list[_layers.LayerData]:
@@ -93,10 +102,10 @@ def case_layers(case: CaseResult, classes: tuple[ClassEntry, ...]) -> list[_laye
     from training_backend.data.read import read_classes, read_volume
 
     layers = [_layers.volume_layer(read_volume(case.image), name=case.case)] if case.image.exists() else []
-    for path, what in ((case.label, "truth"), (case.prediction, "prediction")):
+    for path, what, values in ((case.label, "truth", case.values), (case.prediction, "prediction", {})):
         if path is None or not path.exists():
             continue
-        labels = read_classes(path)
+        labels = read_classes(path, values=values)
         layers.append(_layers.labels_layer(labels.array, labels.geometry, f"{case.case} · {what}", classes))
     if not layers:
         raise DataError(f"The files of {case.case} are gone.", "Put the dataset back where the run found it.")

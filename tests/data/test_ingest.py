@@ -413,3 +413,32 @@ def test_a_script_without_a_main_guard_is_told_and_no_case_is_blamed(source, tmp
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith('call it below `if __name__ == "__main__":`, or set workers to 0.')
     assert Dataset.open(tmp_path / "out").quarantined() == []
+
+
+def test_label_values_become_classes_and_the_truth_is_read_alike(tmp_path):
+    scan = thorax_ct(1, SMALL).volume
+    label = np.zeros(SMALL, np.uint16)
+    label[2:6, 2:9, 2:9], label[8:10, 2:9, 2:9], label[8:10, 12:, 12:] = 500, 205, 421
+    (tmp_path / "source").mkdir()
+    write_volume(scan, tmp_path / "source" / "heart.nii.gz")
+    drawn = Volume(label, scan.geometry, name="heart", meta={"kind": "labels"})
+    write_volume(drawn, tmp_path / "source" / "heart_label.nii.gz")
+    names = {"0": "background", "205": "myocardium", "500": "ventricle"}
+    entries = [{"image": "heart.nii.gz", "label": "heart_label.nii.gz"}]
+    (tmp_path / "source" / "dataset.json").write_text(json.dumps({"labels": names, "training": entries}))
+    with pytest.raises(DataError, match=r"values from 0 to 500; 0 to 254 are expected\. .*label_values"):
+        ingest(tmp_path / "source", tmp_path / "refused", HERE)
+
+    config = HERE.updated({"label_values": {205: 1, 500: 2, 421: 0}})
+    assert ingest(tmp_path / "source", tmp_path / "out", config).ok == ("heart",)
+    dataset = Dataset.open(tmp_path / "out")
+    (case,) = dataset.cases()
+    assert {entry.index: entry.name for entry in dataset.info.classes} == {1: "myocardium", 2: "ventricle"}
+    assert set(case.store["label"]["values"]) == {"1", "2"}
+    truth = read_classes(dataset.source(case.label), values=case.label.values)
+    assert np.array_equal(truth.array == 2, label == 500)
+    assert truth.array.dtype == np.uint8
+    assert ingest(tmp_path / "source", tmp_path / "out", config).resumed == 1
+    other = HERE.updated({"label_values": {205: 2, 500: 1, 421: 0}})
+    assert ingest(tmp_path / "source", tmp_path / "out", other).resumed == 0
+    assert set(Dataset.open(tmp_path / "out").cases()[0].label.values.items()) == {(205, 2), (500, 1), (421, 0)}

@@ -130,6 +130,8 @@ class IngestConfig(ConfigModel):
     align: bool = False
     """Turn and shift the further contrasts of a case to where they fit its first one best, for headers that do not
     agree. All contrasts are put on the first one's grid in any case."""
+    label_values: dict[int, int] = Field({}, json_schema_extra=ui(advanced=True))
+    """Class that a value of the label maps stands for, such as 205: 1; values that are not named stay what they are."""
     splits: tuple[float, float, float] = (0.8, 0.2, 0.0)
     """Shares of subjects in train, val and test when the source gives no split."""
     seed: int = 0

@@ -236,7 +236,7 @@ def _conclude(
         shutil.rmtree(output / "store" / double.case, ignore_errors=True)
     quarantined = [*described.problems, *(r.refused for r in results.values() if r.refused is not None), *doubles]
     modalities = {image.modality for case in kept for image in case.images}
-    names = _names(described)
+    names = _names(described, config)
     values = {int(value) for case in kept for value in case.store.get("label", {}).get("values", {})}
     info = described.info.model_copy(
         update={
@@ -275,9 +275,12 @@ def _few(cases: Sequence[str]) -> str:
     return ", ".join(cases) if len(cases) <= _FEW else f"{len(cases)} cases ({', '.join(cases[:_FEW])}, ...)"
 
 
-def _names(described: Described) -> dict[int, str]:
-    """Class names of the source by label value; the name of a mask's "yes" goes with it to class 1."""
-    names = {entry.index: entry.name for entry in described.info.classes}
+def _names(described: Described, config: IngestConfig) -> dict[int, str]:
+    """Class names of the source by label value as stored; the name of a mask's "yes" goes with it to class 1."""
+    given = {entry.index: entry.name for entry in described.info.classes}
+    moved = {config.label_values[value]: given[value] for value in given if value in config.label_values}
+    names = {value: name for value, name in given.items() if value not in config.label_values}
+    names = {value: name for value, name in moved.items() if value} | names
     yes = [names.pop(value) for value in YES_VALUES if value in names]
     return names | ({1: yes[0]} if yes and 1 not in names else {})
 

@@ -32,6 +32,8 @@ class ImageRecord(ConfigModel):
     """Canonical (z, y, x) millimetres."""
     sha256: str = ""
     """Of the source file; empty until ingest."""
+    values: dict[int, int] = Field(default_factory=dict)
+    """Of a label map: class that a value of the file stands for; others stay what they are."""
 
 
 class CaseRecord(ConfigModel):

@@ -151,7 +151,7 @@ def _write_case(
         write_volume(volume, folder / f"images{part}" / f"{case.id}_{channel:04d}{ENDING}")
     if case.label is None or first is None:
         return notes
-    marks = read_classes(dataset.source(case.label), key=case.label.key)
+    marks = read_classes(dataset.source(case.label), key=case.label.key, values=case.label.values)
     if marks.array.shape != first.array.shape:
         raise DataError(
             f"The label map of {case.id} has {marks.array.shape} voxels, its scan {first.array.shape}.", "Ingest again."

@@ -7,6 +7,7 @@ in ``Volume.warnings``; what is unusable is a `DataError`, a `GeometryError` or 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -77,9 +78,19 @@ def read_labels(path: Path | str, *, key: str = "") -> Volume:
     return replace(volume, array=whole_numbers(volume.array, path.name), modality="unknown", meta=meta)
 
 
-def read_classes(path: Path | str, *, key: str = "") -> Volume:
-    """`read_labels` with the numbers that training uses; see `as_classes`."""
-    return as_classes(read_labels(path, key=key))
+def read_classes(path: Path | str, *, key: str = "", values: Mapping[int, int] | None = None) -> Volume:
+    """`read_labels` with the numbers that training uses; see `renumbered` and `as_classes`."""
+    return as_classes(renumbered(read_labels(path, key=key), values or {}))
+
+
+def renumbered(label: Volume, values: Mapping[int, int]) -> Volume:
+    """A label map whose voxels of each value of `values` have the class it stands for, in the smallest type."""
+    if not values:
+        return label
+    array = label.array.astype(np.int64)
+    for value, number in values.items():
+        array[label.array == value] = number
+    return replace(label, array=whole_numbers(array, label.name))
 
 
 def as_classes(label: Volume) -> Volume:

@@ -139,7 +139,8 @@ def check_label(label: Volume, image: Volume) -> list[str]:
     low, high = int(label.array.min()), int(label.array.max())
     if low < 0 or high > 254:
         raise DataError(
-            f"The label map holds values from {low} to {high}; 0 to 254 are expected.", "Renumber the classes."
+            f"The label map holds values from {low} to {high}; 0 to 254 are expected.",
+            "Say what each stands for with label_values.",
         )
     shift = _largest_shift(label.geometry, image.geometry)
     if shift > 0.5 * min(image.geometry.spacing_mm):

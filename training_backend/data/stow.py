@@ -18,7 +18,7 @@ from training_backend.config.data import IngestConfig
 from training_backend.data.contrasts import matched
 from training_backend.data.dataset import Quarantined
 from training_backend.data.manifest import CaseRecord, ImageRecord
-from training_backend.data.read import probe, read_labels, read_volumes
+from training_backend.data.read import probe, read_labels, read_volumes, renumbered
 from training_backend.data.standard import Standard, standardise
 from training_backend.data.store import write_array
 from training_backend.data.volume import Volume
@@ -52,9 +52,11 @@ def stow(folder: Path, root: Path, case: CaseRecord, config: IngestConfig) -> St
         if done is not None and all(hashes[r.path, r.key] == r.sha256 for r in _records(done)):
             return Stowed(_with_facts(case, done), resumed=True)
         volumes = [_read(root, record, config) for record in case.images]
-        label = None if case.label is None else read_labels(root / case.label.path, key=case.label.key)
+        label = None if case.label is None else _read_label(root, case.label, config)
         images = tuple(_described(record, volume, hashes) for record, volume in zip(case.images, volumes, strict=True))
-        marked = None if case.label is None or label is None else _described(case.label, label, hashes)
+        marked = None
+        if case.label is not None and label is not None:
+            marked = _described(case.label, label, hashes).model_copy(update={"values": dict(config.label_values)})
         volumes, notes = matched(volumes, align=config.align)
         found = {"images": images, "label": marked, "problems": (*case.problems, *notes)}
         return Stowed(store_volumes(folder, case.model_copy(update=found), volumes, label, config))
@@ -112,7 +114,9 @@ def recipe(config: IngestConfig) -> dict[str, Any]:
     """The settings that decide what is stored."""
     spacing = None if config.spacing_mm is None else list(config.spacing_mm)
     aligned = {"align": True} if config.align else {}
-    return {"version": VERSION, "spacing_mm": spacing, "crop_body": config.crop_body, **aligned}
+    numbers = [[value, config.label_values[value]] for value in sorted(config.label_values)]
+    relabelled = {"label_values": numbers} if numbers else {}
+    return {"version": VERSION, "spacing_mm": spacing, "crop_body": config.crop_body, **aligned, **relabelled}
 
 
 def content_hash(path: Path, key: str = "") -> str:
@@ -169,6 +173,10 @@ def _read(root: Path, record: ImageRecord, config: IngestConfig) -> Volume:
     if len(volumes) > 1:
         raise DataError(f"{path.name} holds {len(volumes)} volumes.", "Name the one to use by its key.")
     return volumes[0]
+
+
+def _read_label(root: Path, record: ImageRecord, config: IngestConfig) -> Volume:
+    return renumbered(read_labels(root / record.path, key=record.key), config.label_values)
 
 
 def _described(record: ImageRecord, volume: Volume, hashes: dict[tuple[str, str], str]) -> ImageRecord:

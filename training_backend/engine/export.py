@@ -117,7 +117,7 @@ def _dice(work: Work, case: CaseRecord, prepared: Prepared, labels: npt.NDArray[
     if case.label is None:
         return {}
     try:
-        truth = read_classes(work.dataset.source(case.label), key=case.label.key).array
+        truth = read_classes(work.dataset.source(case.label), key=case.label.key, values=case.label.values).array
     except DataError as error:  # the source was moved away: the stored labels stand in for it
         log.warning("%s", error)
         if prepared.label is None:

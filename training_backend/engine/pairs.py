@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from training_backend.data.deform import Deformation
-from training_backend.data.manifest import CaseRecord
+from training_backend.data.manifest import CaseRecord, ImageRecord
 from training_backend.data.pairs import PairInput, choose_pairs, settings, stored_pair
 from training_backend.data.prepare import InputProfile
 from training_backend.data.volume import Volume
@@ -80,8 +80,6 @@ def pictures(work: Work, pair: PairInput) -> list[PreviewArray]:
 
 def write_pair_predictions(work: Work, folder: Path, stop: Callable[[], bool]) -> list[dict[str, Any]]:
     """Label maps of the moving cases, warped onto the grid of each fixed file, with Dice per class."""
-    from training_backend.data.read import read_classes
-
     entries = []
     for moving, fixed in validation_pairs(work):
         if moving.label is None or fixed.label is None:
@@ -89,8 +87,8 @@ def write_pair_predictions(work: Work, folder: Path, stop: Callable[[], bool]) -
         pair = read_pair(work, moving, fixed)
         deformation = Deformation(displacement_of(work, pair, stop), pair.fixed.geometry, pair.moving.geometry)
         try:
-            marks = read_classes(work.dataset.source(moving.label), key=moving.label.key)
-            truth = read_classes(work.dataset.source(fixed.label), key=fixed.label.key)
+            marks = _classes(work, moving.label)
+            truth = _classes(work, fixed.label)
         except DataError as error:  # the sources were moved away; scores on the views are in the events
             raise DataError(f"The label maps cannot be read to write predictions: {error}") from error
         warped = deformation.warp(marks.array, marks.geometry, truth.geometry, nearest=True)
@@ -107,6 +105,12 @@ def write_pair_predictions(work: Work, folder: Path, stop: Callable[[], bool]) -
             }
         )
     return entries
+
+
+def _classes(work: Work, record: ImageRecord) -> Volume:
+    from training_backend.data.read import read_classes
+
+    return read_classes(work.dataset.source(record), key=record.key, values=record.values)
 
 
 def _dice(work: Work, warped: npt.NDArray[Any], truth: npt.NDArray[Any]) -> dict[str, float]:

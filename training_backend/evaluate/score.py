@@ -118,7 +118,7 @@ def _segmentation_table(
     for done, case in enumerate(cases, 1):
         if case.label is None:
             continue
-        truth = read_classes(dataset.source(case.label), key=case.label.key)
+        truth = read_classes(dataset.source(case.label), key=case.label.key, values=case.label.values)
         labels = _predict(model, dataset, case)
         scores += score_case(labels, truth.array, truth.geometry.spacing_mm, classes, case_id=case.id)
         unions += score_regions(labels, truth.array, truth.geometry.spacing_mm, regions, case_id=case.id)

@@ -34,7 +34,9 @@ def pair_table(model: LoadedModel, dataset: Dataset, split: Split, progress: Pro
     classes: Mapping[int, str] = {entry.index: entry.name for entry in dataset.info.classes}
     table, scores = Table(("pair", "class", *METRICS, "folded")), list[ClassScore]()
     for done, (moving, fixed) in enumerate(pairs, 1):
-        marks, truth = (read_classes(dataset.source(each), key=each.key) for each in _labels(moving, fixed))
+        marks, truth = (
+            read_classes(dataset.source(each), key=each.key, values=each.values) for each in _labels(moving, fixed)
+        )
         volumes = [_image(dataset, case, config.data.contrasts) for case in (moving, fixed)]
         found = register_volumes(model, *volumes, marks, device="auto")
         assert found.labels is not None  # labels were given
