@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from training_backend.errors import ConfigError
 from training_backend.nn.output import EncoderOutput
+from training_backend.nn.swin_unetr import SwinUnetr
 from training_backend.nn.visual_tokens import VisualTokens
+from training_backend.nn.voco_downstream import ClipVisual, ReportVisual
 
 
 def pyramid() -> EncoderOutput:
@@ -55,3 +57,34 @@ def test_a_linear_layer_and_another_order_are_the_published_permutation() -> Non
 def test_maps_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(ConfigError, match="12 channels together, but it says 10"):
         VisualTokens(SimpleNamespace(width=10, embedded_maps=(1, 2)))(pyramid())
+
+
+def test_tokens_of_a_swin_unetr_are_the_published_ones() -> None:
+    torch.manual_seed(0)
+    options = {"window": (3, 3, 3), "axes": "zyx"}
+    volume = torch.rand(1, 1, 64, 32, 32)
+    published = ReportVisual(1, 6, **options).eval()
+    with torch.no_grad():
+        published.norm.weight.uniform_(0.5, 2)
+    encoder = SwinUnetr(1, 6, **options)
+    encoder.load_state_dict({name: value for name, value in published.state_dict().items() if name[:5] != "norm."})
+    visual = VisualTokens(encoder)
+    visual.norm.load_state_dict(published.norm.state_dict())
+    with torch.no_grad():
+        tokens, mean = visual(encoder.eval().encode(volume))
+        torch.testing.assert_close(tokens, published.tokens(volume)[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mean, published.tokens(volume)[1], atol=1e-5, rtol=1e-4)
+
+
+def test_regions_of_a_swin_unetr_are_the_published_ones() -> None:
+    torch.manual_seed(0)
+    options = {"window": (3, 3, 3), "axes": "zyx"}
+    volume = torch.rand(1, 1, 64, 32, 32)
+    published = ClipVisual(1, 6, 10, **options).eval()
+    encoder = SwinUnetr(1, 6, **options)
+    encoder.load_state_dict({name: value for name, value in published.state_dict().items() if name[:5] != "head."})
+    visual = VisualTokens(encoder, norm="none", project=10, order=(1, 2, 0))
+    visual.head.load_state_dict(published.head.state_dict())
+    with torch.no_grad():
+        tokens, _ = visual(encoder.eval().encode(volume))
+        torch.testing.assert_close(tokens, published.regions(volume).flatten(1, 3), atol=1e-5, rtol=1e-4)

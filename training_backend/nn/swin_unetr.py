@@ -82,6 +82,9 @@ class SwinUnetr(nn.Module):
         ConfigError: heads that do not divide the channels.
     """
 
+    embedded_maps = (0, 1, 2, 3, 5)
+    """Maps of the pyramid of `encode` whose channels make the width: those of VoCo's embedding."""
+
     def __init__(
         self,
         in_channels: int = 1,
