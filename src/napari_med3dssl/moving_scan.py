@@ -11,6 +11,9 @@ from napari_med3dssl._widgets import combo
 from training_backend.data.manifest import ClassEntry
 from training_backend.data.volume import Volume
 
+CLEAR_TO_CYAN = [[0.1, 0.8, 0.9, 0.0], [0.1, 0.8, 0.9, 1.0]]
+"""Colours of a drawn grid, red, green, blue and opacity: nothing between its lines."""
+
 
 class MovingScan:
     """A list of the scans of a viewer that follows its layers.
@@ -72,6 +75,8 @@ def registered_layers(
     title = f"{moving.name} onto {fixed}"
     warped: Volume = values["warped"]
     limits = tuple(float(limit) for limit in moving.contrast_limits)
+    from napari.utils.colormaps import Colormap
+
     made = [
         _layers.picture_layer(
             warped.array, warped.geometry, f"{title} · warped", limits=(limits[0], limits[1]), derived=True
@@ -90,7 +95,7 @@ def registered_layers(
     ]
     made[1][1]["visible"] = False
     made[1][1]["colormap"] = "PiYG"
-    made[2][1].update(blending="additive", opacity=0.6, colormap="cyan")
+    made[2][1].update(blending="translucent", opacity=0.8, colormap=Colormap(CLEAR_TO_CYAN, name="lines"))
     if values["labels"] is not None:
         labels: Volume = values["labels"]
         made.append(_layers.labels_layer(labels.array, labels.geometry, f"{title} · labels", classes, derived=True))

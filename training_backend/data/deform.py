@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float32]
 
 SLICES = 16
 """Slices that are worked on at once."""
-LINE_VOXELS = 0.6
-"""Half width of the lines of a drawn grid, in voxels of the view."""
+LINES, LEAST_STEP = 12, 6
+"""Lines of a drawn grid along the shortest axis of the view, and least voxels from one to the next."""
 _VECTOR = 1007  # NIfTI intent of a vector per voxel
 
 
@@ -89,12 +89,19 @@ class Deformation:
             matrix[..., row, axis] = np.gradient(self.displacement[row], axis=axis) + float(row == axis)
         return np.linalg.det(matrix).astype(np.float32)
 
-    def lines(self, grid: Geometry, step: int) -> Floats:
-        """A grid of lines every `step` voxels of the moving view along y and x, as the deformation bends it: 0 to 1."""
+    def lines(self, grid: Geometry, step: int | None = None) -> Floats:
+        """A grid of lines that were straight in the moving scan, 0 to 1, about a voxel of `grid` wide.
+
+        Args:
+            grid: of the result.
+            step: voxels of the moving view from one line to the next, along y and x; None chooses.
+        """
+        distance = step or max(LEAST_STEP, min(self.fixed.shape) // LINES)
+        voxels = np.asarray(self.fixed.spacing_mm[1:]) / grid.spacing_mm[1:]  # of `grid` in one of the view
 
         def drawn(places: Floats) -> Array:
-            nearest = np.abs(places[1:] - step * np.rint(places[1:] / step)).min(axis=0)
-            return np.clip(1 + LINE_VOXELS - nearest, 0, 1)
+            away = np.abs(places[1:] - distance * np.rint(places[1:] / distance)) * voxels.reshape(2, 1, 1, 1)
+            return np.clip(1.25 - away.min(axis=0), 0, 1)
 
         return self._by_slab(grid, drawn).astype(np.float32)
 

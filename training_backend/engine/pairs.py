@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from training_backend.engine.work import Work
 
-LINES = 12
-"""Lines of the drawn grid along the shortest axis of a view."""
-
 
 def validation_pairs(work: Work) -> list[tuple[CaseRecord, CaseRecord]]:
     """Moving and fixed case of each pair that is scored; none where nothing is held out."""
@@ -68,12 +65,11 @@ def pictures(work: Work, pair: PairInput) -> list[PreviewArray]:
     grid = pair.fixed.geometry
     deformation = Deformation(displacement, grid, pair.moving.geometry)
     warped = deformation.warp(pair.moving.array[0], pair.moving.geometry, grid, fill=float(pair.moving.array.min()))
-    step = max(2, min(displacement.shape[1:]) // LINES)
     return [
         PreviewArray("fixed", pair.fixed.array[0], "image"),
         PreviewArray("moving", pair.moving.array[0], "image"),
         PreviewArray("warped", warped, "image"),
-        PreviewArray("deformation grid", deformation.lines(grid, step), "mask", limits=(0.0, 1.0)),
+        PreviewArray("deformation grid", deformation.lines(grid), "mask", limits=(0.0, 1.0)),
         PreviewArray("Jacobian", deformation.local_jacobian(), "heatmap", limits=(0.0, 2.0)),
     ]
 

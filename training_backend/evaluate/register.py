@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from training_backend.evaluate.predict import Prediction
     from training_backend.weights.load import LoadedModel
 
-LINES = 12
-"""Lines of the drawn grid along the shortest axis of the view."""
-
 
 @dataclass(frozen=True)
 class Registration:
@@ -115,12 +112,11 @@ def draw(
         names = {key: volume.meta[key] for key in ("class_names", "kind") if key in volume.meta}
         return Volume(array, grid, volume.modality, f"{volume.name} warped", {**kept, **names})
 
-    step = max(2, min(displacement.shape[1:]) // LINES)
     jacobian = deformation.jacobian(grid)
     return Registration(
         warped=on_fixed(moving, nearest=False, fill=float(moving.array.min())),
         labels=None if labels is None else on_fixed(labels, nearest=True, fill=0.0),
-        grid=Volume(deformation.lines(grid, step), grid, name=f"{moving.name} deformation grid", meta=kept),
+        grid=Volume(deformation.lines(grid), grid, name=f"{moving.name} deformation grid", meta=kept),
         jacobian=Volume(jacobian, grid, name=f"{moving.name} Jacobian", meta=kept),
         deformation=deformation,
         folded=float((deformation.local_jacobian() <= 0).mean()),
