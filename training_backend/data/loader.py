@@ -15,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -330,18 +331,17 @@ class _Reader:
         import torch
 
         dataset, views, name = self.loader.dataset, [], ""
+
+        def folder_of(stored: StoredCase) -> Path:
+            return dataset.folder / str(dataset.case(stored.id).store["folder"])
+
         try:
             for slot in range(item.first, item.first + item.count):
                 drawn = pairs.draw(self.loader._key(slot))
-                stored = []
-                for case in drawn:
-                    name = case.id
-                    stored.append(self._stored(case))
-                views.append(
-                    pair_view(
-                        *stored, self.loader.config, lambda one: dataset.folder / dataset.case(one.id).store["folder"]
-                    )
-                )
+                name = drawn[0].id
+                moving = self._stored(drawn[0])
+                name = drawn[1].id
+                views.append(pair_view(moving, self._stored(drawn[1]), self.loader.config, folder_of))
                 name = f"{drawn[0].id} to {drawn[1].id}"
         except (Med3dError, OSError, MemoryError) as error:
             self._open.pop(name, None)

@@ -37,8 +37,8 @@ def pair_table(model: LoadedModel, dataset: Dataset, split: Split, progress: Pro
         marks, truth = (
             read_classes(dataset.source(each), key=each.key, values=each.values) for each in _labels(moving, fixed)
         )
-        volumes = [_image(dataset, case, config.data.contrasts) for case in (moving, fixed)]
-        found = register_volumes(model, *volumes, marks, device="auto")
+        first, second = (_image(dataset, case, config.data.contrasts) for case in (moving, fixed))
+        found = register_volumes(model, first, second, marks)
         assert found.labels is not None  # labels were given
         name = f"{moving.id} to {fixed.id}"
         for score in score_case(found.labels.array, truth.array, truth.geometry.spacing_mm, classes, case_id=name):
