@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +207,9 @@ def test_files_open_with_letters_and_a_damaged_one_is_told(opened: tuple[Any, An
 class Stalls:
     """Longest time between two ticks of a 10 ms timer, in milliseconds.
 
-    What the thread wanted to run but other programs had the processors is not counted: it is nobody's fault here.
-    Waiting for a lock, a file or another thread, and the thread's own work, are.
+    Where Linux tells it, the time is not counted for which this thread stood in the queue for a processor, or waited
+    for another thread of this process that did: the plugin cannot help what else runs on the machine. Its own work,
+    and waiting for files and for threads that run, count.
     """
 
     def __init__(self) -> None:
@@ -218,21 +221,34 @@ class Stalls:
         self._timer.start(10)
 
     def _tick(self) -> None:
-        now = self._now()
-        self.longest = max(self.longest, 1000 * (now - self._last))
+        now, last = self._now(), self._last
+        queued = {thread: seconds - last[2].get(thread, 0.0) for thread, seconds in now[2].items() if thread in last[2]}
+        own = queued.pop(threading.get_native_id(), 0.0)
+        worked, passed = now[1] - last[1], now[0] - last[0] - own
+        blocked = max(0.0, passed - worked)
+        self.longest = max(self.longest, 1000 * (passed - min(blocked, max(queued.values(), default=0.0))))
         self._last = now
 
-    def _now(self) -> float:
-        """Seconds on the clock less those that this thread stood in the queue for a processor (where Linux says so)."""
-        try:
-            queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-        except OSError:
-            queued = 0.0
-        return time.perf_counter() - queued
+    def _now(self) -> tuple[float, float, dict[int, float]]:
+        """The clock, this thread's work, and by thread the time in the queue for a processor; all in seconds."""
+        queued = {}
+        for path in Path("/proc/self/task").glob("*/schedstat"):
+            with suppress(OSError):  # a thread that has just ended
+                queued[int(path.parent.name)] = int(path.read_text().split()[1]) / 1e9
+        return time.perf_counter(), time.thread_time(), queued
 
     def end(self) -> None:
         """Stop measuring."""
         self._timer.stop()
+
+
+def test_a_stall_of_the_plugin_s_own_making_is_measured(qapp: Any, qtbot: Any) -> None:
+    stalls = Stalls()
+    qtbot.wait(50)
+    QTimer.singleShot(0, lambda: time.sleep(0.4))
+    qtbot.wait(600)
+    stalls.end()
+    assert stalls.longest > STALL_MS
 
 
 def test_a_run_is_started_watched_left_alone_found_again_and_stopped(
