@@ -19,7 +19,9 @@ from training_backend.nn.voco import Voco
 from training_backend.nn.voco_losses import inter_loss, likeness, position_loss
 from training_backend.weights.voco import canonical
 
-DRAWS = 4
+DRAWS = 5
+FACTOR = 1.5
+"""The few draws do not reach the ends of what rounding can do."""
 LAST_BITS = 2.0
 """Standard deviation of the changes, in units of the last bit; rounding on the way adds up to more than one."""
 MOST_SPREAD = 0.1
@@ -166,7 +168,7 @@ def _compare(case: Case, step: Callable[[Tensor], dict[str, Tensor]]) -> None:
         spread = max(float(np.abs(draw[name] - value).max()) for draw in draws)
         assert spread <= MOST_SPREAD * float(np.abs(value).max()), f"{name} depends on rounding alone"
         relative = given.get("loss", given["rtol"]) if "loss" in name or "per_volume" in name else given["rtol"]
-        case.compare(name, value, atol=given["atol"] + spread, rtol=relative)
+        case.compare(name, value, atol=given["atol"] + FACTOR * spread, rtol=relative)
 
 
 CHECKS: dict[str, Check] = {

@@ -123,7 +123,7 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
     slabs = turned(batch.volume, network.axes)  # type: ignore[arg-type]
     crops, labels, _ = sample(slabs, network.sampling, generator, changed=network.training)  # type: ignore[arg-type]
     keep = None if network.whole_teacher else network.draw_rows(len(crops), generator)  # type: ignore[operator]
-    if network.training:
+    if network.training and network.begins:
         network.follow()  # type: ignore[operator]
     _, student, teacher = network.project(crops, keep)  # type: ignore[operator]
     found = network.contrast(student, teacher, labels)  # type: ignore[operator]

@@ -8,14 +8,16 @@ training files without ``backbone.`` (version 2) and ``student.`` (2024).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from training_backend.data.position import Sampling
 from training_backend.nn.swin_unetr import Maps, SwinUnetr
 from training_backend.nn.voco_losses import assign, inter_loss, likeness, position_loss, position_losses_2024
+
+if TYPE_CHECKING:
+    from training_backend.data.position import Sampling
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,6 @@ class Voco(SwinUnetr):
     ) -> None:
         super().__init__(in_channels, feature_size, **options)
         self.drop_rows, self.momentum, self.whole_teacher = drop_rows, momentum, whole_teacher
-        self.followed = -1
         self.sampling: Sampling | None = None
         self.spacing_mm: tuple[float, float, float] | None = None
         self.told: list[list[str]] = []
@@ -113,19 +114,17 @@ class Voco(SwinUnetr):
         """The student's projection."""
         return self.proj_head if self.whole_teacher else self.student
 
-    def follow(self) -> None:
-        """Move the teacher towards the student; called again before the student changed, it does nothing.
+    @property
+    def begins(self) -> bool:
+        """Whether an optimiser step begins: no part of it has left a gradient yet."""
+        return self.projection.layer3[0].weight.grad is None
 
-        So a step that is computed in several parts, or a second time with less memory, moves it once.
-        """
-        watched = self.projection.layer3[0].weight
-        if watched._version == self.followed:
-            return
+    def follow(self) -> None:
+        """Move the teacher towards the student."""
         own = dict(self.named_parameters()) if self.whole_teacher else dict(self.student.named_parameters())
         with torch.no_grad():
             for name, parameter in self.teacher.named_parameters():
-                parameter.mul_(self.momentum).add_(own[name].to(parameter.dtype), alpha=1 - self.momentum)
-        self.followed = watched._version
+                parameter.copy_(self.momentum * parameter + (1 - self.momentum) * own[name])
 
     def draw_rows(self, rows: int, generator: torch.Generator) -> Tensor:
         """Which embeddings the student gets to see, [rows] bool on the CPU."""

@@ -1,7 +1,8 @@
 """Checkpoints of VoCo, Large-Scale-Medical and VoComni: backbones, whole networks and training files.
 
 Names of ours are the published ones of a network on its own; the table below leads from every published layout there.
-The files hold tensors alone: what no shape tells (the frame of the network, the order of merged voxels) is as published.
+The files hold tensors alone: what no shape tells (the frame of the network, the order of merged voxels) is as the
+authors' code has it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from training_backend.config import RunConfig, merged
 from training_backend.config.presets import pretrain_config
 from training_backend.errors import WeightsError
 from training_backend.methods.voco_settings import REGIONS, SIZES
-from training_backend.weights.families import Described, Family
+from training_backend.weights.families import Described, Family, spread_channels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,10 @@ RENAMED: tuple[tuple[str, str], ...] = (
 PATCHES, HEAD, HEAD_2024 = "swinViT.patch_embed.proj.weight", "student.layer1.0.weight", "proj_head.layer1.0.weight"
 PLAIN = "encoder.stages.0.0.convs.0.conv.weight"
 LOGITS = "out.conv.conv.weight"
-KNOWN = r"((teacher\.)?(swinViT|encoder\d+|decoder\d|proj_head|out|head)\..+|(student|teacher)\.layer[123]\.0\.(weight|bias))"
+KNOWN = (
+    r"((teacher\.)?(swinViT|encoder\d+|decoder\d|proj_head|out|head)\..+"
+    r"|(student|teacher)\.layer[123]\.0\.(weight|bias))"
+)
 CHANNEL_INPUTS = (PATCHES, "encoder1.layer.conv1.conv.weight", "encoder1.layer.conv3.conv.weight")
 """Weights that see the channels of a volume."""
 WINDOWS_2024 = {"cells": 4, "crop": 96, "resized": 64, "hidden": 2048, "projected": 2048}
@@ -87,10 +91,7 @@ def fit(name: str, tensor: Tensor, shape: tuple[int, ...], old: RunConfig, new: 
     """Tensors that see the channels of a volume are spread over those of the network; all others must agree."""
     if tuple(tensor.shape) == shape:
         return tensor
-    if name in CHANNEL_INPUTS and (tensor.shape[0], *tensor.shape[2:]) == (shape[0], *shape[2:]):
-        # an image repeated over all channels gets the features that it got before
-        return tensor.mean(dim=1, keepdim=True).expand(shape) * (tensor.shape[1] / shape[1])
-    return None
+    return spread_channels(tensor, shape) if name in CHANNEL_INPUTS else None
 
 
 def conflict(old: RunConfig, new: RunConfig) -> str:
@@ -163,7 +164,7 @@ def _no_transformer(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
     if PLAIN in tensors:
         return (
             "The file is a plain U-Net of nnU-Net, which is a network of its own and no encoder of the method voco.",
-            "Hand it to nnU-Net: med3dssl weights nnunet, or napari's Weights panel.",
+            "Hand it to nnU-Net: med3dssl weights export FILE --layout nnunet --output FILE.",
         )
     lacking = "The file is a checkpoint of VoCo without its transformer: "
     if HEAD in tensors or HEAD_2024 in tensors:
