@@ -105,9 +105,11 @@ def _sequences(config: RunConfig) -> list[Check]:
         return []  # told already
     cases = [case for split in ("train", "unlabelled") for case in dataset.cases(split=split)]  # type: ignore[arg-type]
     try:
-        open_sequences(dataset, config, cases, "train")
+        sequences = open_sequences(dataset, config, cases, "train")
     except Med3dError as error:
         return [Check("error", str(error))]
+    if sequences.left_out:
+        return [Check("warning", sentence) for sentence in sequences.left_out]
     return [Check("ok", "The data can give every kind of sequence that is asked for.")]
 
 

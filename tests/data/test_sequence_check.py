@@ -53,7 +53,7 @@ def test_slabs_of_other_kinds_need_no_stack(refused):
 
 def test_a_contrast_sequence_takes_one_contrast_per_slab(refused):
     with pytest.raises(ConfigError, match=r"per slab, 4 in all, but the dataset has 2: T1, T2. Set .* to 2"):
-        refused({"contrast": 1, "slabs": 4})
+        refused({"spatial": 0, "contrast": 1, "slabs": 4})
     with pytest.raises(ConfigError, match="names 1 contrasts for 2 slabs"):
         refused({"contrast": 1, "contrasts": ("T1",)})
     with pytest.raises(ConfigError, match="has no contrast FLAIR; it has T1, T2"):
@@ -62,7 +62,7 @@ def test_a_contrast_sequence_takes_one_contrast_per_slab(refused):
 
 def test_a_dataset_of_one_contrast_gives_no_contrast_sequences(refused, dataset):
     with pytest.raises(ConfigError, match=r"but the dataset has 1: CT.*Set data.sequence.contrast to 0"):
-        refused({"contrast": 1}, dataset=dataset)
+        refused({"spatial": 0, "contrast": 1}, dataset=dataset)
 
 
 def test_groups_with_a_missing_contrast_are_counted(refused, mr_dataset):
@@ -72,12 +72,12 @@ def test_groups_with_a_missing_contrast_are_counted(refused, mr_dataset):
     for case in poor.cases():
         poor.put(case.model_copy(update={"images": case.images[:1]}))
     with pytest.raises(DataError, match=r"No training case .* has all of T1, T2: of 2 cases, T1 in 2, T2 in 0"):
-        refused({"contrast": 1}, dataset=poor)
+        refused({"contrast": 1, "contrasts": ("T1", "T2")}, dataset=poor)
 
 
 def test_semantic_sequences_need_a_table(refused, tmp_path):
     with pytest.raises(ConfigError, match=r"need a table of lesions.*DL_info.csv"):
-        refused({"semantic": 1})
+        refused({"spatial": 0, "semantic": 1})
     with pytest.raises(DataError, match=r"lesions gone.csv cannot be read: No such file"):
         refused({"semantic": 1, "lesions": tmp_path / "gone.csv"})
 
@@ -91,6 +91,28 @@ def test_a_type_needs_as_many_patients_as_slabs(refused, mr_dataset, tmp_path, c
     assert "fewer than 2 patients are left out: cyst (1), node (1)" in caplog.text
     table.write_text(f"case,type,z,y,x\n{first},cyst,9,9,9\n{second},cyst,9,9,9\n")
     assert refused({"semantic": 1, "lesions": table}).sequences is not None
+
+
+def test_weights_of_a_preset_suit_any_dataset_and_what_is_left_out_is_told(refused, dataset):
+    everything = {"spatial": 1, "contrast": 1, "semantic": 1}
+    loader = refused(everything, dataset=dataset)
+    assert loader.sequences.weights == {"spatial": 1}
+    contrast, semantic = loader.left_out
+    assert contrast.startswith("Training goes on without contrast sequences. A contrast sequence takes one contrast")
+    assert contrast.endswith("Set data.sequence.contrast to 0, or use a dataset whose cases have several contrasts.")
+    assert semantic.startswith("Training goes on without semantic sequences. Semantic sequences need a table")
+    assert {recipe.kind for recipe in map(loader.sequences.draw, [(0, n, 0, 0) for n in range(20)])} == {"spatial"}
+    assert refused(everything).sequences.weights == {"spatial": 1, "contrast": 1}, "two contrasts for two slabs"
+    assert refused().left_out == ()
+
+
+def test_what_is_named_is_wanted(refused, dataset, tmp_path):
+    with pytest.raises(ConfigError, match="has no contrast T1, T2"):
+        refused({"contrast": 1, "contrasts": ("T1", "T2")}, dataset=dataset)
+    with pytest.raises(DataError, match="cannot be read"):
+        refused({"contrast": 1, "semantic": 1, "lesions": tmp_path / "gone.csv"}, dataset=dataset)
+    with pytest.raises(ConfigError, match="but the dataset has 1"):
+        refused({"spatial": 0, "contrast": 1, "semantic": 1}, dataset=dataset)
 
 
 def test_changes_that_would_mix_slabs_are_refused(refused):

@@ -62,3 +62,8 @@ def test_sequences_that_the_data_cannot_give_are_told(dataset: Path, tmp_path: P
     assert "can give every kind of sequence" in sentences(config, tmp_path, "ok")
     longer = config.updated({"data": {"sequence": {"stride": 8}}})
     assert "shorter than the stack of its slabs" in sentences(longer, tmp_path, "error")
+    everything = config.updated({"data": {"sequence": {"contrast": 1.0, "semantic": 1.0}}})
+    warning = sentences(everything, tmp_path, "warning")
+    assert "goes on without contrast sequences" in warning
+    assert "goes on without semantic sequences" in warning
+    assert "sequences" not in sentences(everything, tmp_path, "error")

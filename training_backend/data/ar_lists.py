@@ -134,6 +134,7 @@ class ListSequences:
         slabs: in a view.
         stride: slices between the starts of neighbouring slabs of a spatial sequence.
         per_visit: views drawn at each line.
+        left_out: nothing; every line is drawn.
     """
 
     lines: Sequence[Line]
@@ -141,6 +142,7 @@ class ListSequences:
     slabs: int
     stride: int
     per_visit: int = 1
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, config: RunConfig, split: str) -> ListSequences:

@@ -111,6 +111,11 @@ class ViewLoader:
         self.workers = choose_workers(config, self.visits, world)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the configuration asks for and the data cannot give, a sentence each."""
+        return self.sequences.left_out if self.sequences is not None else ()
+
+    @property
     def views_per_epoch(self) -> int:
         """Views in one pass over the cases, on all processes."""
         return self.visits * self._per_case

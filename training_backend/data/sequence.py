@@ -71,6 +71,11 @@ class Sequences(Protocol):
         """Views drawn at each of them."""
         ...
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A sentence for each kind that has a weight and is not drawn."""
+        ...
+
     def draw(self, key: Key) -> Recipe:
         """Recipe of the view that `key` stands for."""
         ...

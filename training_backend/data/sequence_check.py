@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,7 +12,9 @@ from training_backend.config.run import RunConfig
 from training_backend.data.dataset import Dataset
 from training_backend.data.manifest import CaseRecord
 from training_backend.data.sequence_crops import stack_extent
-from training_backend.errors import ConfigError, DataError
+from training_backend.errors import ConfigError, DataError, Med3dError
+
+logger = logging.getLogger(__name__)
 
 
 def check_settings(config: RunConfig, *, listed: bool = False) -> None:
@@ -88,14 +91,27 @@ def contrasts_of(dataset: Dataset, settings: SequenceConfig) -> tuple[str, ...]:
     return settings.contrasts
 
 
-def refuse_contrast(dataset: Dataset, cases: Sequence[CaseRecord], contrasts: Sequence[str]) -> NoReturn:
-    """Say which contrasts are missing where."""
-    counts = {name: sum(name in {image.contrast for image in case.images} for case in cases) for name in contrasts}
-    have = ", ".join(f"{name} in {count}" for name, count in counts.items())
-    raise DataError(
-        f"No training case of {dataset.info.name} has all of {', '.join(contrasts)}: of {len(cases)} cases, {have}.",
-        "Choose other data.sequence.contrasts, or set data.sequence.contrast to 0.",
-    )
+def contrast_groups(
+    dataset: Dataset, cases: Sequence[CaseRecord], contrasts: Sequence[str], *, warn: bool = True
+) -> tuple[int, ...]:
+    """Indices of the `cases` that have all `contrasts`; a `DataError` counts which are missing where none has."""
+    names = [{image.contrast for image in case.images} for case in cases]
+    found = tuple(index for index, own in enumerate(names) if own >= set(contrasts))
+    wanted = ", ".join(contrasts)
+    if not found:
+        have = ", ".join(f"{name} in {sum(name in own for own in names)}" for name in contrasts)
+        raise DataError(
+            f"No training case of {dataset.info.name} has all of {wanted}: of {len(cases)} cases, {have}.",
+            "Choose other data.sequence.contrasts, or set data.sequence.contrast to 0.",
+        )
+    if warn and len(found) < len(cases):
+        logger.warning(
+            "%d of %d training cases have all of %s; contrast sequences are drawn from these alone.",
+            len(found),
+            len(cases),
+            wanted,
+        )
+    return found
 
 
 def refuse_semantic(settings: SequenceConfig) -> NoReturn:
@@ -106,3 +122,22 @@ def refuse_semantic(settings: SequenceConfig) -> NoReturn:
         "Look at the log for the rows that were left out, lower data.sequence.slabs, or set data.sequence.semantic "
         "to 0.",
     )
+
+
+def refuse_what_is_asked_for(
+    problems: Mapping[str, Med3dError], settings: SequenceConfig, *, alone: bool = False
+) -> None:
+    """Raise the first of `problems`, by kind of sequence, that cannot be passed over.
+
+    A weight alone may come from a preset; contrasts or a table are named by someone who wants them. Where no kind is
+    left (`alone`), nothing can be passed over.
+    """
+    named = {"contrast": bool(settings.contrasts), "semantic": settings.lesions is not None}
+    for kind, error in problems.items():
+        if alone or named[kind]:
+            raise error
+
+
+def without(kind: str, error: Med3dError) -> str:
+    """That a kind of sequence is not drawn, and why."""
+    return f"Training goes on without {kind} sequences. {error}"

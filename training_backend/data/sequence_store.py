@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,16 +17,16 @@ from training_backend.data.sequence import KINDS, Kind, Open, Part, Recipe, Unre
 from training_backend.data.sequence_check import (
     check_settings,
     check_table,
+    contrast_groups,
     contrasts_of,
-    refuse_contrast,
     refuse_semantic,
+    refuse_what_is_asked_for,
+    without,
 )
 from training_backend.data.sequence_crops import Box, box_around, crop_box, last_start, prepared
 from training_backend.data.views import Key, generator
 from training_backend.data.volume import Shape, Triple
-from training_backend.errors import DataError
-
-logger = logging.getLogger(__name__)
+from training_backend.errors import ConfigError, DataError, Med3dError
 
 _SEQUENCE = 13  # sets this stream of random numbers apart
 
@@ -46,6 +45,7 @@ class StoreSequences:
         grouped: indices of the cases that have all of them.
         lesions: by type and patient; types with too few patients are left out.
         per_visit: views drawn at each case.
+        left_out: a sentence for each kind that has a weight and is not drawn.
     """
 
     cases: Sequence[CaseRecord]
@@ -58,52 +58,51 @@ class StoreSequences:
     lesions: Mapping[str, Mapping[str, tuple[Lesion, ...]]]
     per_visit: int
     _index: Mapping[str, int] = field(repr=False)
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def plan(cls, dataset: Dataset, config: RunConfig, cases: Sequence[CaseRecord], split: str) -> StoreSequences:
         """Look at what `cases` can give.
 
-        Other splits than "train" go without the kinds that they cannot give; where none is left, they are spatial.
+        A kind that has a weight and cannot be drawn is left out, with a sentence in `left_out`, where others remain; so
+        the published weights suit any dataset. It is refused where it stands alone, or where its contrasts or lesions
+        are named. Other splits than "train" go without what they cannot give, and are spatial where nothing is left.
         """
         check_settings(config)
         settings = config.data.sequence
         weights: dict[Kind, float] = {kind: getattr(settings, kind) for kind in KINDS if getattr(settings, kind) > 0}
-        contrasts = contrasts_of(dataset, settings) if "contrast" in weights else ()
-        grouped = tuple(
-            index
-            for index, case in enumerate(cases)
-            if contrasts and {image.contrast for image in case.images} >= set(contrasts)
-        )
+        contrasts: tuple[str, ...] = ()
+        grouped: tuple[int, ...] = ()
         lesions: Mapping[str, Mapping[str, tuple[Lesion, ...]]] = {}
+        problems: dict[Kind, Med3dError] = {}
+        if "contrast" in weights:
+            try:
+                contrasts = contrasts_of(dataset, settings)
+                grouped = contrast_groups(dataset, cases, contrasts, warn=split == "train")
+            except (ConfigError, DataError) as error:
+                problems["contrast"] = error
         if "semantic" in weights:
-            table = check_table(settings)
-            lesions = usable_lesions(dataset, table, cases, settings.slabs, warn=split == "train")
-        if contrasts and split == "train" and 0 < len(grouped) < len(cases):
-            logger.warning(
-                "%d of %d training cases have all of %s; contrast sequences are drawn from these alone.",
-                len(grouped),
-                len(cases),
-                ", ".join(contrasts),
-            )
-        if "contrast" in weights and not grouped:
-            if split == "train":
-                refuse_contrast(dataset, cases, contrasts)
-            del weights["contrast"]
-        if "semantic" in weights and not lesions:
-            if split == "train":
-                refuse_semantic(settings)
-            del weights["semantic"]
+            try:
+                lesions = usable_lesions(
+                    dataset, check_table(settings), cases, settings.slabs, warn=split == "train"
+                ) or refuse_semantic(settings)
+            except (ConfigError, DataError) as error:
+                problems["semantic"] = error
+        possible = {kind: weight for kind, weight in weights.items() if kind not in problems}
+        if split == "train":
+            refuse_what_is_asked_for(problems, settings, alone=not possible)
         return cls(
             cases=cases,
             size=config.data.size,
             settings=settings,
-            weights=weights or {"spatial": 1.0},
+            weights=possible or {"spatial": 1.0},
             contrast=config.data.contrasts[0] if config.data.contrasts else "",
             contrasts=contrasts,
             grouped=grouped,
             lesions=lesions,
             per_visit=config.data.crops_per_volume,
             _index={case.id: index for index, case in enumerate(cases)},
+            left_out=tuple(without(kind, error) for kind, error in problems.items()),
         )
 
     @property

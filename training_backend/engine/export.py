@@ -64,6 +64,7 @@ def card_of(work: Work, step: int) -> dict[str, Any]:
         "seconds": progress.seconds,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "dataset": {"name": info.name, "fingerprint": work.dataset.fingerprint()},
+        "left_out": list(work.loader.left_out),
     }
 
 

@@ -36,6 +36,8 @@ def train(session: Session) -> Ending:
     """Train until the planned end or until asked to stop or pause; every ending is at a saved step."""
     work = session.work
     clock = Clock()
+    for sentence in work.loader.left_out:
+        session.report.warning(sentence, "data")
     while True:
         batches = work.loader.batches(work.state.progress.step)
         for views in itertools.chain([None], batches):  # a boundary comes first, before any view is read
