@@ -91,6 +91,22 @@ class SequenceConfig(ConfigModel):
     """With `lists`: the authors' subset, spatial crops of seven data sets and every second other line."""
 
 
+class LabelledConfig(ConfigModel):
+    """A second stream of views, cut from labelled cases, for methods that learn with and without labels at once."""
+
+    dataset: Path | None = Field(None, json_schema_extra=ui(widget="dataset"))
+    """Dataset of the labelled cases; empty takes those of `data.dataset`."""
+    cases: int | None = Field(None, ge=1)
+    """Use only this many labelled training cases (chosen by the seed); empty uses all."""
+    per_view: int = Field(1, ge=1)
+    """Labelled crops beside each view of a batch."""
+    crops_per_volume: int = Field(4, ge=1, json_schema_extra=ui(advanced=True))
+    """Crops cut from a labelled volume each time it is opened."""
+    foreground: float = Field(0.9, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Share of crops centred on a labelled voxel."""
+    augment: AugmentConfig = AugmentConfig(flip=(0.2, 0.2, 0.2), quarter_turn=0.2, shift=0.1)
+
+
 class DataConfig(ConfigModel):
     """The dataset and the views that training cuts from it."""
 
@@ -116,6 +132,8 @@ class DataConfig(ConfigModel):
     intensity: IntensityConfig = IntensityConfig()
     augment: AugmentConfig = AugmentConfig()
     sequence: SequenceConfig = Field(SequenceConfig(), json_schema_extra=ui(advanced=True))
+    labelled: LabelledConfig | None = Field(None, json_schema_extra=ui(advanced=True))
+    """The second stream, for methods that use it; empty otherwise."""
     workers: int | None = Field(None, ge=0, json_schema_extra=ui(advanced=True))
     """Loader processes; empty chooses from the processors. Batches do not depend on it."""
 

@@ -37,6 +37,7 @@ def finetune_config(
     data = merged(encoder.get("data", {}), {"dataset": dataset})
     if data.get("view") == "sequence":
         data["view"] = "crop"  # sequences are for pre-training; a task looks at scans
+    data.pop("labelled", None)  # a task's only stream is labelled
     base = {
         "kind": "finetune",
         "preset": preset,

@@ -28,7 +28,9 @@ class Batch:
     """What the loader hands to a method or a task; tensors already on the device and intensity-normalised.
 
     Shapes: `volume` [B, C, D, H, W] float; `labels` [B, D, H, W] int64 or None, 255 where unlabelled; `target` [B] or
-    [B, K] or None; `padding` [B, D, H, W] bool or None, true where the view reaches outside the scan.
+    [B, K] or None; `padding` [B, D, H, W] bool or None, true where the view reaches outside the scan. `streams` holds
+    the batches of further streams that the method asked for, by name; one without readable views is left out.
+    `extra` has "snapshot", a network that learns no more, from the step on at which the method asked for one.
     """
 
     volume: Tensor
@@ -37,6 +39,7 @@ class Batch:
     target: Tensor | None = None
     padding: Tensor | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    streams: Mapping[str, Batch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class StepViews:
         case_ids: of each view.
         failures: case id and sentence of each case that could not be read; nothing was put in its place.
         kinds: of sequence, for views that are one: "spatial", "contrast" or "semantic".
+        streams: views of the same step from further streams; a micro-batch has its share of each.
     """
 
     step: int
@@ -78,6 +82,7 @@ class StepViews:
     case_ids: Sequence[str]
     failures: Sequence[tuple[str, str]] = ()
     kinds: Sequence[str] = ()
+    streams: Mapping[str, StepViews] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of views."""
@@ -85,6 +90,7 @@ class StepViews:
 
     def __getitem__(self, part: slice) -> StepViews:
         """The views of a slice, sharing memory."""
+        first, last, _ = part.indices(len(self))
         return replace(
             self,
             images=self.images[part],
@@ -96,7 +102,13 @@ class StepViews:
             keys=self.keys[part],
             case_ids=self.case_ids[part],
             kinds=self.kinds[part],
+            streams={name: views[_share(views, first, last, len(self))] for name, views in self.streams.items()},
         )
+
+
+def _share(views: StepViews, first: int, last: int, whole: int) -> slice:
+    """Part of `views` that belongs to the views `first` to `last` of `whole` others; all parts together are all."""
+    return slice(first * len(views) // max(whole, 1), last * len(views) // max(whole, 1))
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -147,6 +147,8 @@ def located(config: RunConfig) -> RunConfig:
     data: dict[str, Any] = {"dataset": Path(config.data.dataset).resolve()}
     lesions = sequence.lesions and sequence.lesions.resolve()
     data["sequence"] = {"lesions": lesions, "lists": tuple(path.resolve() for path in sequence.lists)}
+    if config.data.labelled is not None and config.data.labelled.dataset is not None:
+        data["labelled"] = {"dataset": config.data.labelled.dataset.resolve()}
     changes: dict[str, Any] = {"data": data}
     if config.weights and weights.exists():
         changes["weights"] = str(weights.resolve())
