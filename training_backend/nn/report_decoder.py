@@ -164,7 +164,8 @@ class ReportNetwork(nn.Module):
 
     def write(self, volume: Tensor, beam: Beam) -> Tensor:
         """Words [B, longest] of reports of `volume` [B, C, D, H, W], padded with `END`."""
-        return self.writer.write(*self.visual(encoded(self.encoder, volume, self.freeze)), beam)
+        tokens, summary = self.visual(encoded(self.encoder, volume, self.freeze))
+        return self.writer.write(tokens, summary, beam)
 
     def train(self, mode: bool = True) -> ReportNetwork:
         """As usual, except that a frozen encoder stays in evaluation mode."""
@@ -187,45 +188,51 @@ class _TextReader(nn.Module):
         return features, self.classifier(features[:, 0])
 
 
+class _Transformer(nn.Module):
+    def __init__(self, sizes: WriterSizes) -> None:
+        super().__init__()
+        self.encoder = _encoder(sizes)
+        layers: list[nn.Module] = [
+            DecoderLayer(sizes.width, sizes.hidden, sizes.heads, sizes.dropout) for _ in range(sizes.layers)
+        ]
+        self.decoder = Stack(layers, sizes.width)
+        self.tgt_embed = word_embedding(sizes.width, sizes.words + 1, sizes.dropout)
+
+
 class _WordWriter(nn.Module):
     def __init__(self, sizes: WriterSizes) -> None:
         super().__init__()
         width = sizes.width
         self.att_embed = nn.Sequential(nn.Linear(sizes.vision, width))
-        self.model = nn.Module()
-        self.model.encoder = _encoder(sizes)
-        layers: list[nn.Module] = [
-            DecoderLayer(width, sizes.hidden, sizes.heads, sizes.dropout) for _ in range(sizes.layers)
-        ]
-        self.model.decoder = Stack(layers, width)
-        self.model.tgt_embed = word_embedding(width, sizes.words + 1, sizes.dropout)
+        self.model = _Transformer(sizes)
         self.logit = nn.Linear(width, sizes.words + 1)
 
     def encode(self, features: Tensor) -> Tensor:
-        return _encoded(self.model.encoder, self.att_embed(features), None)  # type: ignore[arg-type]
+        return _encoded(self.model.encoder, self.att_embed(features), None)
 
     def forward(self, source: Tensor, ids: Tensor) -> Tensor:
         """Log-probabilities [B, T, V + 1] of the word after each of `ids` [B, T]."""
         mask = causal(ids.shape[1], ids.device) & _words(ids)[:, None]
-        x = self.model.tgt_embed(ids)  # type: ignore[operator]
-        for layer in self.model.decoder.layers:  # type: ignore[union-attr]
+        x = self.model.tgt_embed(ids)
+        for layer in self.model.decoder.layers:
             x = layer(x, source, mask)
         return self._scores(x)
 
     def step(self, last: Tensor, state: _Progress) -> tuple[Tensor, _Progress]:
         """Log-probabilities [N, V + 1] of the next word after the words `last` [N], and what to remember."""
         place = state.seen[0].shape[1] if state.seen else 0
-        x = self.model.tgt_embed[1](self.model.tgt_embed[0](last[:, None]), place)  # type: ignore[operator, index]
+        table, positions = self.model.tgt_embed
+        x = positions(table(last[:, None]), place)
         seen = []
-        for index, layer in enumerate(self.model.decoder.layers):  # type: ignore[arg-type]
+        for index, layer in enumerate(self.model.decoder.layers):
             before = state.seen[index] if state.seen else None
-            own = layer.sublayer[0].norm(x)
+            own = layer.sublayer[0].norm(x)  # type: ignore[index, union-attr, operator]
             seen.append(own if before is None else torch.cat([before, own], dim=1))
             x = layer(x, state.source, None, before)
         return self._scores(x)[:, 0], replace(state, seen=tuple(seen))
 
     def _scores(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.logit(self.model.decoder.norm(x))  # type: ignore[union-attr, operator]
+        logits: Tensor = self.logit(self.model.decoder.norm(x))
         return logits.float().log_softmax(-1)
 
 

@@ -34,8 +34,7 @@ class SentencePool(nn.Module):
     def __init__(self, width: int, heads: int = POOL_HEADS) -> None:
         super().__init__()
         self.heads = heads
-        for name in ("q_proj", "k_proj", "v_proj", "c_proj"):
-            setattr(self, name, nn.Linear(width, width))
+        self.q_proj, self.k_proj, self.v_proj, self.c_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, members: Tensor) -> Tensor:
         """Vectors [N, E] of sets [N, S, E]."""
@@ -62,8 +61,8 @@ class SentenceGates(nn.Module):
 
     def __init__(self, width: int, pooled: bool = False) -> None:
         super().__init__()
-        for name in ("query1", "key1", "value1", "query2", "key2", "value2"):
-            setattr(self, name, nn.Linear(width, width))
+        self.query1, self.key1, self.value1 = (nn.Linear(width, width) for _ in range(3))
+        self.query2, self.key2, self.value2 = (nn.Linear(width, width) for _ in range(3))
         if pooled:
             self.fc2 = SentencePool(width)
         self.pooled = pooled
