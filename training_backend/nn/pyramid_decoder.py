@@ -16,6 +16,7 @@ from monai.networks.blocks import UnetrUpBlock
 from torch import Tensor, nn
 
 from training_backend.errors import ConfigError
+from training_backend.nn.unetr import pyramid_levels
 
 if TYPE_CHECKING:
     from training_backend.methods.base import Encoder
@@ -55,7 +56,7 @@ class Decoded(nn.Module):
         self.encoder, self.freeze = cast(nn.Module, encoder), freeze
         if freeze:
             self.encoder.requires_grad_(False)
-        found = _pyramid(encoder)
+        found = pyramid_levels(encoder)
         if [round(math.log2(stride)) for _, stride in found] != list(range(len(found))) or len(found) < 2:
             raise ConfigError(
                 "This decoder needs an encoder whose feature maps halve from the size of the scan, such as VoCo's; "
@@ -122,16 +123,3 @@ class DecodedMean(Decoded):
         if self.repeat_depth:
             volume = torch.cat([volume, volume], dim=2)
         return self.decoded(volume).mean(dim=(2, 3, 4))
-
-
-def _pyramid(encoder: Encoder) -> list[tuple[int, float]]:
-    """(channels, stride) of each map of an encoder's pyramid; empty for encoders that give tokens only."""
-    module = cast(nn.Module, encoder)
-    size = [64, *(patch * math.ceil(32 / patch) for patch in encoder.patch_size[1:])]
-    device = next(module.parameters()).device
-    was_training = module.training
-    with torch.no_grad():
-        module.eval()
-        pyramid = encoder.encode(torch.zeros(1, encoder.in_channels, *size, device=device)).pyramid
-    module.train(was_training)
-    return [(features.shape[1], size[2] / features.shape[4]) for features in pyramid]

@@ -188,7 +188,7 @@ def _head(channels: int, classes: int, stem_stride: int) -> nn.Module:
 
 def _fusions(encoder: Encoder, channels: Sequence[int], stem_stride: int) -> dict[str, nn.Module]:
     """What each level but the finest receives: tokens of deeper blocks, or the pyramid map of the nearest scale."""
-    pyramid = _probe(encoder)
+    pyramid = pyramid_levels(encoder)
     last = len(channels) - 1
     modules: dict[str, nn.Module] = {}
     for level in range(1, last + 1):
@@ -203,7 +203,7 @@ def _fusions(encoder: Encoder, channels: Sequence[int], stem_stride: int) -> dic
     return modules
 
 
-def _probe(encoder: Encoder) -> list[tuple[int, float]]:
+def pyramid_levels(encoder: Encoder) -> list[tuple[int, float]]:
     """(channels, stride) of each map of the encoder's pyramid; empty for encoders that give tokens only."""
     module = cast(nn.Module, encoder)
     size = [patch * math.ceil(32 / patch) for patch in encoder.patch_size]
