@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from training_backend.config import ConfigModel, RunConfig, merged
-from training_backend.config.presets import PRESETS, finetune_config, pretrain_config
+from training_backend.config.presets import DEFAULT_METHOD, PRESETS, finetune_config, pretrain_config
 from training_backend.config.recipes import PRESET as RECIPE_PRESET
 from training_backend.config.recipes import recipe as find_recipe
 from training_backend.config.recipes import recipe_config
@@ -84,7 +84,7 @@ def _defaults(kind: str, arguments: Sequence[str]) -> RunConfig:
     """The configuration before flags: preset, then the ``--config`` file."""
     chosen = {name: _peek(arguments, name) for name in ("method", "task", "preset", "config", "recipe")}
     from_file = _from_file(chosen["config"]) if chosen["config"] else {}
-    method = chosen["method"] or (from_file.get("method") or {}).get("name", "mae3d")
+    method = chosen["method"] or (from_file.get("method") or {}).get("name", DEFAULT_METHOD)
     task = chosen["task"] or (from_file.get("task") or {}).get("name", "segmentation")
     if chosen["preset"] and chosen["preset"] not in PRESETS:
         raise ConfigError(f"There is no preset {chosen['preset']!r}.", f"Choose one of {', '.join(PRESETS)}.")

@@ -17,7 +17,7 @@ from napari_med3dssl.predict_box import PredictBox
 from napari_med3dssl.pretrain_panel import NO_DATA, dataset_line
 from napari_med3dssl.weights_picker import WeightsPicker
 from training_backend.config import RunConfig, merged
-from training_backend.config.presets import PRESETS, finetune_config
+from training_backend.config.presets import DEFAULT_METHOD, PRESETS, finetune_config
 from training_backend.config.recipes import PRESET, recipe_config, recipes
 from training_backend.config.recipes import recipe as find_recipe
 from training_backend.config.registry import task as find_task
@@ -172,7 +172,7 @@ class FinetunePanel(QWidget):
         dataset = self.state.dataset or Path()
         changes = {"method": method, "data": merged(kept, decided), "task": targets_of(name, self.state.dataset)}
         try:
-            self._show(finetune_config(name, preset, dataset, method.get("name", "mae3d"), changes))
+            self._show(finetune_config(name, preset, dataset, method.get("name", DEFAULT_METHOD), changes))
         except Med3dError as error:
             self.launch.notice.say("error", str(error))
 

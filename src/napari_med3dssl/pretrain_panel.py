@@ -16,7 +16,7 @@ from napari_med3dssl.forms import Form
 from napari_med3dssl.launch_box import LaunchBox
 from napari_med3dssl.weights_picker import WeightsPicker
 from training_backend.config import RunConfig
-from training_backend.config.presets import PRESETS, pretrain_config
+from training_backend.config.presets import DEFAULT_METHOD, PRESETS, pretrain_config
 from training_backend.config.registry import method as find_method
 from training_backend.config.registry import methods
 from training_backend.errors import ConfigError, Med3dError
@@ -110,6 +110,7 @@ class PretrainPanel(QWidget):
         self.method = combo("Method")
         for name, found in methods().items():
             self.method.addItem(f"{name}: {found.card.title}", name)
+        self.method.setCurrentIndex(self.method.findData(DEFAULT_METHOD))
         self.method.activated.connect(lambda _: self._restart())
         self.about = wrapping("")
         self.preset = combo("Preset")

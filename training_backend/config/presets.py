@@ -11,6 +11,9 @@ from training_backend.config.registry import task as find_task
 from training_backend.config.run import RunConfig
 from training_backend.errors import ConfigError
 
+DEFAULT_METHOD = "mae3d"
+"""Method that is offered first, and whose encoder a fine-tuning run has where nothing else is said."""
+
 PRESETS = {
     "tiny": "CPU, minutes",
     "small": "8 GB GPU",
@@ -29,7 +32,7 @@ def pretrain_config(method: str, preset: str, dataset: Path, changes: dict[str, 
 
 
 def finetune_config(
-    task: str, preset: str, dataset: Path, method: str = "mae3d", changes: dict[str, Any] | None = None
+    task: str, preset: str, dataset: Path, method: str = DEFAULT_METHOD, changes: dict[str, Any] | None = None
 ) -> RunConfig:
     """Configuration of a fine-tuning run: encoder settings of the method's preset, all else of the task's."""
     encoder = _preset(find_method(method).presets, preset, method)
