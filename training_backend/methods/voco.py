@@ -201,7 +201,7 @@ def _config(run: RunConfig) -> VocoConfig:
 def _encoder_settings(run: RunConfig) -> dict[str, Any]:
     config = _config(run)
     return {
-        "in_channels": config.in_channels or max(1, len(run.data.contrasts)),
+        "in_channels": run.channels(config.in_channels),
         "feature_size": config.feature_size or SIZES[config.size],
         "window": (config.window,) * 3,
         "merging": config.merging,
