@@ -79,6 +79,7 @@ class ViewLoader:
         split: "train" shuffles and augments without end; others are one pass in order, without augmentation.
         rank: of this process among `world`; each gets its part of every step.
         world: number of processes.
+        unit: views of a step that stay together in one process.
 
     Raises:
         DataError: no case fits.
@@ -93,6 +94,7 @@ class ViewLoader:
         split: str = "train",
         rank: int = 0,
         world: int = 1,
+        unit: int = 1,
     ) -> None:
         self.dataset = dataset
         self.config = config
@@ -100,6 +102,7 @@ class ViewLoader:
         self.split = split
         self.rank = rank
         self.world = world
+        self.unit = unit
         self.sequences: Sequences | None = None
         self.pairs: Pairs | None = None
         if needs == "pairs":
@@ -188,7 +191,7 @@ class ViewLoader:
     def _slots(self, step: int) -> range:
         """View slots of this process in `step`."""
         batch = self.config.optim.batch_size
-        share = math.ceil(batch / self.world)
+        share = self.unit * math.ceil(batch / self.unit / self.world)
         end = (step + 1) * batch
         if self.split != "train":
             end = min(end, self.views_per_epoch)

@@ -53,7 +53,7 @@ def estimate(config: RunConfig, steps: int = 3) -> Estimate:
     if runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(runtime.device)
     work = open_work(config.updated({"data": {"workers": 0}}), runtime)
-    batches = work.loader.batches()
+    batches = work.batches()
     waits, totals = [], []
     for _ in range(min(steps + 1, work.total_steps)):
         began = time.perf_counter()

@@ -12,6 +12,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Literal
 
+from training_backend.data.streams import unread
 from training_backend.engine.clock import Clock
 from training_backend.engine.preview import write_preview
 from training_backend.engine.report import log
@@ -39,7 +40,7 @@ def train(session: Session) -> Ending:
     for sentence in work.loader.left_out:
         session.report.warning(sentence, "data")
     while True:
-        batches = work.loader.batches(work.state.progress.step)
+        batches = work.batches(work.state.progress.step)
         for views in itertools.chain([None], batches):  # a boundary comes first, before any view is read
             if views is not None and not _step(session, views, clock):
                 break  # rolled back: the views of another step are next
@@ -137,7 +138,7 @@ def _step(session: Session, views: StepViews, clock: Clock) -> bool:
         session.report.warning(message, "resource")
     if not outcome.finite and not _skip(session, outcome):
         return False
-    clock.unreadable = 0 if outcome.views else clock.unreadable + 1
+    clock.unreadable = 0 if outcome.views and not unread(views) else clock.unreadable + 1
     if clock.unreadable >= UNREADABLE_STEPS:
         raise DataError(
             f"No case could be read in {UNREADABLE_STEPS} steps in a row.", "Is the dataset still in its place?"

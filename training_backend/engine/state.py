@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +41,19 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """Network, optimiser, averaged network and progress of a run."""
+    """Network, optimiser, averaged network and progress of a run.
+
+    Attributes:
+        snapshot: copy of a part of the network from an earlier step, once there is one.
+        blank: makes that part anew, for the weights of a snapshot.
+    """
 
     network: nn.Module
     optimizer: Optimizer
     ema: AveragedModel | None
     progress: Progress
+    snapshot: nn.Module | None = None
+    blank: Callable[[], nn.Module] | None = None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -58,6 +65,8 @@ class TrainState:
         tensors = {"model": _on_cpu(self.network.state_dict()), "optimizer": _optimizer_tensors(self)}
         if self.ema is not None:
             tensors["ema"] = _on_cpu(self.ema.state_dict())
+        if self.snapshot is not None:
+            tensors["snapshot"] = _on_cpu(self.snapshot.state_dict())
         progress = {**vars(self.progress), "guard": self.progress.guard.to_dict()}
         return Saved(tensors, {"schema": 1, **progress, "scaler": dict(scaler)})
 
@@ -69,9 +78,24 @@ class TrainState:
                 _load(self.ema, saved.tensors["ema"])
             else:  # switched on between two sittings
                 _load(self.ema.module, saved.tensors["model"])
+        self.snapshot = None
+        if "snapshot" in saved.tensors:
+            self.take_snapshot(saved.tensors["snapshot"])
         _restore_optimizer(self, saved.tensors["optimizer"])
         known = {key: saved.state[key] for key in vars(self.progress) if key in saved.state}
         self.progress = Progress(**{**known, "guard": Guard(**saved.state["guard"])})
+
+    def take_snapshot(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make the snapshot of the weights `tensors`, of which there may be more than it has."""
+        if self.blank is None:
+            raise WeightsError(
+                "The checkpoint of this run has a teacher, which the method of its settings does not.",
+                "The settings were changed after the run began; clone the run instead.",
+            )
+        module = self.blank()
+        _load(module, {name: tensors[name] for name in module.state_dict() if name in tensors})
+        device = next(self.network.parameters()).device
+        self.snapshot = module.requires_grad_(False).to(device).eval()
 
 
 def averaged(network: nn.Module, decay: float | None) -> AveragedModel | None:

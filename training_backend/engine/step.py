@@ -52,6 +52,9 @@ def optimise(work: Work, views: StepViews, abandon: Callable[[], bool] = lambda:
         Cancelled: `abandon` answered True between two micro-batches; nothing has changed.
     """
     shrunk = False
+    state, due = work.state, work.snapshot_step
+    if due is not None and state.snapshot is None and state.progress.step >= due:
+        state.take_snapshot(state.network.state_dict())
     while True:
         sums = _accumulate(work, views, abandon)
         if not work.runtime.any(sums is None):
@@ -98,7 +101,7 @@ def _micro_step(work: Work, part: StepViews, start: int, sums: _Sums) -> None:
     runtime, progress = work.runtime, work.state.progress
     slot = runtime.rank * work.views_per_process + start
     generator = seeds.generator(work.config.seed, seeds.STEP, progress.step, slot)
-    batch = work.loader.to_batch(part, runtime.device)
+    batch = work.to_batch(part)
     with runtime.autocast():
         output = work.loss(work.state.network, batch, generator)
     share = len(part) / sums.everyone

@@ -15,6 +15,7 @@ from training_backend.config.data import AugmentConfig
 from training_backend.data.loader import ViewLoader
 from training_backend.data.manifest import CaseRecord, Split
 from training_backend.data.prepare import InputProfile, Prepared, stored_input
+from training_backend.data.streams import joined, open_streams, to_batch
 from training_backend.data.views import IGNORED
 from training_backend.engine import seeds
 from training_backend.engine.pairs import pair_result, read_pair, validation_pairs
@@ -80,7 +81,7 @@ def _view_loss(work: Work, stop: Callable[[], bool]) -> dict[str, float]:
     """Mean loss over fixed views with fixed masks, and scalars of the method; of training cases if none is held out."""
     runtime = work.runtime
     sums: dict[str, tuple[float, float]] = {}
-    loader, steps = _fixed_views(work)
+    loader, streams, steps = _fixed_views(work)
     for start, views in steps:
         _check(work, stop)
         micro = work.state.progress.micro_batch
@@ -88,7 +89,7 @@ def _view_loss(work: Work, stop: Callable[[], bool]) -> dict[str, float]:
             part = views[offset : offset + micro]
             slot = start + runtime.rank * work.views_per_process + offset
             generator = seeds.generator(work.config.seed, seeds.VALIDATION, slot)
-            batch = loader.to_batch(part, runtime.device)
+            batch = to_batch(loader, streams, part, runtime.device)
             batch.extra = {**batch.extra, "slots": range(slot, slot + len(part))}
             with runtime.autocast():
                 output = work.loss(work.state.evaluated, batch, generator)
@@ -106,14 +107,20 @@ def _means(sums: Sequence[dict[str, tuple[float, float]]]) -> dict[str, float]:
     return {name: total / max(count, 1) for name, (total, count) in totals.items()}
 
 
-def _fixed_views(work: Work) -> tuple[ViewLoader, Iterator[tuple[int, StepViews]]]:
-    """Loader of the views, which changes none of them at random, and the views of each step by its first slot."""
+def _fixed_views(work: Work) -> tuple[ViewLoader, dict[str, ViewLoader], Iterator[tuple[int, StepViews]]]:
+    """Loaders of the views, which change none of them at random, and the views of each step by its first slot."""
     config = work.config.updated({"data": {"workers": 0, "augment": UNCHANGED}})
     split: Split = "val" if work.dataset.cases(split="val") else "train"
     loader = ViewLoader(work.dataset, config, split=split, rank=work.runtime.rank, world=work.runtime.world)
+    asked = {
+        name: replace(stream, config=stream.config.updated({"data": {"augment": UNCHANGED}}))
+        for name, stream in work.method.streams(config).items()
+    }
+    streams = open_streams(asked, loader)
     batch = config.optim.batch_size
     steps = math.ceil(min(MOST_VIEWS, loader.views_per_epoch) / batch)
-    return loader, ((index * batch, views) for index, views in enumerate(itertools.islice(loader.batches(0), steps)))
+    views_of = itertools.islice(joined(loader, streams), steps)
+    return loader, streams, ((index * batch, views) for index, views in enumerate(views_of))
 
 
 def _case_metrics(work: Work, task: Task, stop: Callable[[], bool]) -> dict[str, float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from training_backend.config.registry import task as find_task
 from training_backend.data.ar_lists import open_dataset
 from training_backend.data.dataset import Dataset
 from training_backend.data.loader import ViewLoader
+from training_backend.data.streams import joined, open_streams, to_batch
 from training_backend.engine import seeds
 from training_backend.engine.batch_norm import batch_norms
 from training_backend.engine.memory import tune_blocks
@@ -28,6 +29,7 @@ from training_backend.errors import ConfigError
 from training_backend.methods.base import Batch, StepOutput
 
 if TYPE_CHECKING:
+    from training_backend.data.views import StepViews
     from training_backend.methods.base import Encoder, Method
     from training_backend.tasks.base import Task
     from training_backend.weights.report import ImportReport
@@ -46,6 +48,8 @@ class Work:
         total_steps: planned optimiser steps.
         steps_per_epoch: optimiser steps in one pass over the training cases; not a whole number in general.
         imported: what became of the weights the run starts from, if it starts from any.
+        streams: loaders beside the first, by name.
+        snapshot_step: step before which the snapshot of the network is taken, where the method asks for one.
     """
 
     config: RunConfig
@@ -59,6 +63,19 @@ class Work:
     total_steps: int
     steps_per_epoch: float
     imported: ImportReport | None = None
+    streams: Mapping[str, ViewLoader] = field(default_factory=dict)
+    snapshot_step: int | None = None
+
+    def batches(self, start_step: int = 0) -> Iterator[StepViews]:
+        """Views of this process for each step from `start_step` on, with those of all streams."""
+        return joined(self.loader, self.streams, start_step) if self.streams else self.loader.batches(start_step)
+
+    def to_batch(self, views: StepViews) -> Batch:
+        """What the loss of a step sees of `views`: all streams, and the snapshot where there is one."""
+        batch = to_batch(self.loader, self.streams, views, self.runtime.device)
+        if self.state.snapshot is not None:
+            batch.extra = {**batch.extra, "snapshot": self.state.snapshot}
+        return batch
 
     @property
     def views_per_process(self) -> int:
@@ -86,6 +103,7 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
     task = find_task(config.task.name) if config.task else None
     dataset = open_dataset(config)
     loader = ViewLoader(dataset, config, needs=task.needs if task else None, rank=runtime.rank, world=runtime.world)
+    streams = {} if task is not None else open_streams(method.streams(config), loader)
     if task is not None and task.check is not None:
         task.check(config, [*loader.cases, *dataset.cases(split="val")])
     network, imported = build_network(config if not resuming else config.updated({"weights": ""}), method, task)
@@ -96,6 +114,9 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
     optimizer = make_optimizer(network, config.optim, layer_id, runtime.precision)
     state = TrainState(network, optimizer, averaged(network, config.optim.ema), Progress())
     state.progress.micro_batch = config.engine.micro_batch or math.ceil(config.optim.batch_size / runtime.world)
+    snapshot = None if task is not None else method.snapshot(config)
+    if snapshot is not None:
+        state.blank = functools.partial(snapshot.build, config)
     tune_blocks(network, config.engine)
     return Work(
         config=config,
@@ -109,6 +130,8 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
         total_steps=loader.total_steps,
         steps_per_epoch=loader.views_per_epoch / config.optim.batch_size,
         imported=imported,
+        streams=streams,
+        snapshot_step=None if snapshot is None else int(snapshot.share * loader.total_steps),
     )
 
 

@@ -18,8 +18,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from training_backend.config import ConfigModel, MethodConfig, RunConfig
+    from training_backend.data.streams import Stream
 
-__all__ = ["Batch", "Card", "Encoder", "EncoderOutput", "Frame", "Method", "ModelView", "PreviewArray", "StepOutput"]
+__all__ = [
+    "Batch",
+    "Card",
+    "Encoder",
+    "EncoderOutput",
+    "Frame",
+    "Method",
+    "ModelView",
+    "PreviewArray",
+    "Snapshot",
+    "StepOutput",
+]
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,19 @@ class ModelView:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """A copy of a part of the network that learns no more, from which the network learns from then on.
+
+    Attributes:
+        share: of the run's steps after which it is taken.
+        build: the part, whose tensors have the names that they have in the network.
+    """
+
+    share: float
+    build: Callable[[RunConfig], nn.Module]
+
+
+@dataclass(frozen=True)
 class Method:
     """A self-supervised method; from this object follow form, flags, docs page, smoke test and preview layers.
 
@@ -162,6 +187,9 @@ class Method:
         views: what can be shown of its networks besides features, similarity and attention.
         implied: nested settings of a run that follow from those of the method (a mapping by name, as far as they are
             given); they lie over a preset and below what the user says.
+        streams: further streams of views for a run, by name; batches have them as `streams`.
+        snapshot: of the network, for a run that learns from one; batches of training have it as `extra["snapshot"]`,
+            in evaluation mode.
     """
 
     name: str
@@ -176,3 +204,5 @@ class Method:
     family: str
     views: tuple[ModelView, ...] = ()
     implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda method: {}
+    streams: Callable[[RunConfig], Mapping[str, Stream]] = lambda run: {}
+    snapshot: Callable[[RunConfig], Snapshot | None] = lambda run: None
