@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training_backend.api import _changes
+from training_backend.api.runs import changes
 from training_backend.cli import main
 from training_backend.data.ingest import ingest
 from training_backend.data.phantoms import write_cohort
@@ -124,9 +124,9 @@ def test_a_misspelt_key_in_a_file_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_changes_become_a_nested_dictionary() -> None:
-    assert _changes(("optim.lr=3e-4", "optim.epochs=2", "seed=4")) == {"optim": {"lr": "3e-4", "epochs": 2}, "seed": 4}
+    assert changes(("optim.lr=3e-4", "optim.epochs=2", "seed=4")) == {"optim": {"lr": "3e-4", "epochs": 2}, "seed": 4}
     with pytest.raises(ConfigError, match="KEY=VALUE"):
-        _changes(("optim.lr",))
+        changes(("optim.lr",))
 
 
 def test_a_file_in_the_place_of_the_output_folder_is_one_sentence(
@@ -162,7 +162,7 @@ def test_a_configuration_that_is_none_is_a_sentence(content: bytes, tmp_path: Pa
 @pytest.mark.parametrize("pairs", [("optim=1", "optim.lr=2"), ("optim.lr=[1",)])
 def test_changes_that_cannot_be_read_are_a_sentence(pairs: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError):
-        _changes(pairs)
+        changes(pairs)
 
 
 def test_the_help_of_bench_names_the_measurements(capsys: pytest.CaptureFixture[str]) -> None:
