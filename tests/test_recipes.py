@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
+from tests.recipe_kit import Cohorts, phantom
 from training_backend.cli import main
 from training_backend.config import RunConfig
 from training_backend.config import recipes as catalogue
 from training_backend.config.recipes import Recipe, matched, recipe, recipe_config, recipes
-from training_backend.data.dataset import Dataset
 from training_backend.data.fits import check_fit, misfits
-from training_backend.data.manifest import ClassEntry, DatasetInfo
-from training_backend.data.volume import Geometry, Volume
 from training_backend.engine.rundir import RunDirectory
 from training_backend.engine.worker import execute
 from training_backend.errors import ConfigError, DataError
@@ -25,7 +21,6 @@ from training_backend.evaluate.predict import predict_volumes
 from training_backend.settings import _defaults
 from training_backend.weights.load import load_model
 
-SHAPE = (24, 36, 36)
 PUBLISHED = {
     "msd03-liver": ((1.0, 1.0, 1.0), 1000, (-21, 189)),
     "msd06-lung": ((1.0, 1.0, 1.0), 1000, (-1000, 1000)),
@@ -52,66 +47,14 @@ def small(name: str, folder: Path, contrasts: tuple[str, ...], weights: str = ""
     return recipe_config(name, folder, weights=weights, contrasts=contrasts, changes=changes)
 
 
-def phantom(name: str, seed: int) -> tuple[list[Volume], Volume | None, tuple[float, ...] | None]:
-    """A scan as the recipe expects it: blocks of each class, brighter for larger label values."""
-    found = recipe(name)
-    facts, rng = found.dataset, np.random.default_rng(seed)
-    spacing = facts.spacing_mm or (1.0, 1.0, 1.0)
-    geometry = Geometry.from_spacing(SHAPE, spacing)
-    labels = np.zeros(SHAPE, np.uint8)
-    segments = found.task == "segmentation"
-    for value in range(1, len(facts.classes)) if segments else ():
-        z, y, x = rng.integers(2, (14, 22, 22))
-        labels[z : z + 6, y : y + 9, x : x + 9] = value
-    target = None if segments else (float(seed % len(facts.classes)),)
-    shade = labels.astype(np.float32) + (0 if target is None else target[0])
-    volumes = []
-    for channel in facts.channels:
-        noise = rng.standard_normal(SHAPE)
-        array = 100 + 60 * shade + 20 * noise if facts.modality == "MR" else -100 + 150 * shade + 40 * noise
-        if found.run["data"]["intensity"]["profile"] == "identity" and facts.layout == "medmnist":
-            array = np.clip(0.3 + 0.3 * shade + 0.1 * noise, 0, 1)
-        volumes.append(Volume(array.astype(np.float32), geometry, facts.modality, channel, {"contrast": channel}))
-    label = Volume(labels, geometry, "labels", "labels", {"kind": "labels"}) if segments else None
-    return volumes, label, target
-
-
 @pytest.fixture(scope="session")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Dataset]:
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohorts:
     """Makes a dataset of three cases; recipes of one shape share one."""
-    made: dict[tuple[object, ...], Dataset] = {}
-
-    def make(name: str) -> Dataset:
-        found = recipe(name)
-        facts = found.dataset
-        key = (found.task, facts.modality, facts.channels, len(facts.classes), facts.spacing_mm, facts.layout)
-        if key not in made:
-            classes = tuple(
-                ClassEntry(index=index, name=each, colour="#000000") for index, each in enumerate(facts.classes)
-            )
-            info = DatasetInfo(
-                name="phantoms",
-                contrasts=facts.channels,
-                modality=facts.modality,
-                spacing_mm=facts.spacing_mm,
-                crop_body=facts.crop_body,
-                classes=classes if found.task == "segmentation" else (),
-            )
-            dataset = Dataset(tmp_path_factory.mktemp("recipe"), info)
-            dataset.save()
-            for index, split in enumerate(("train", "train", "val")):
-                volumes, label, target = phantom(name, index)
-                dataset.add_case(volumes, label, id=f"case_{index}", split=split, target=target)
-            made[key] = dataset
-        return made[key]
-
-    return make
+    return Cohorts(tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", sorted(recipes("ar")))
-def test_every_recipe_trains_two_steps_and_predicts_a_scan(
-    name: str, cohort: Callable[[str], Dataset], tmp_path: Path
-) -> None:
+def test_every_recipe_trains_two_steps_and_predicts_a_scan(name: str, cohort: Cohorts, tmp_path: Path) -> None:
     dataset = cohort(name)
     assert [one for one in misfits(recipe(name), dataset) if one.kind == "error"] == []
     config = small(name, dataset.folder, dataset.info.contrasts)
@@ -137,7 +80,8 @@ def test_every_recipe_is_a_valid_run_whose_views_fit_the_patches(name: str) -> N
         config = recipe_config(name, Path("data"), weights=weights)
         assert config.recipe == name
         assert config.weights == weights
-        assert all(n % p == 0 for n, p in zip(config.data.size, config.method.patch_size, strict=True))
+        patch = getattr(config.method, "patch_size", (32, 32, 32))
+        assert all(n % p == 0 for n, p in zip(config.data.size, patch, strict=True))
         assert config.optim.batch_size % (config.engine.micro_batch or 1) == 0
     found = recipe(name)
     assert found.notes
@@ -192,7 +136,7 @@ def test_unknown_names_and_keys_are_answered_with_the_nearest(tmp_path: Path, mo
         catalogue._all.__wrapped__()
 
 
-def test_a_dataset_that_does_not_fit_is_refused_with_every_reason(cohort: Callable[[str], Dataset]) -> None:
+def test_a_dataset_that_does_not_fit_is_refused_with_every_reason(cohort: Cohorts) -> None:
     lung = cohort("msd06-lung")
     with pytest.raises(DataError) as refused:
         check_fit(recipe("msd01-brain-tumour"), lung.folder)
@@ -206,7 +150,7 @@ def test_a_dataset_that_does_not_fit_is_refused_with_every_reason(cohort: Callab
         check_fit(recipe("msd06-lung"), cohort("ricord").folder)
 
 
-def test_what_only_deserves_a_warning_is_told(cohort: Callable[[str], Dataset]) -> None:
+def test_what_only_deserves_a_warning_is_told(cohort: Cohorts) -> None:
     sentences = [one.sentence for one in misfits(recipe("msd07-pancreas"), cohort("msd06-lung"))]
     assert any("voxels of 1.5 x 1 x 1 mm (z, y, x), the dataset has 1 x 1 x 1 mm" in text for text in sentences)
     assert any("no case has cancer" in text for text in sentences)
@@ -215,7 +159,7 @@ def test_what_only_deserves_a_warning_is_told(cohort: Callable[[str], Dataset]) 
 
 
 def test_the_command_line_lists_shows_and_trains_by_a_recipe(
-    cohort: Callable[[str], Dataset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cohort: Cohorts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["recipes", "list", "--system", "ar"]) == 0
     assert "msd09-spleen" in capsys.readouterr().out

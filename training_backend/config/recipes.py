@@ -41,6 +41,8 @@ class Splits(ConfigModel):
     """kfold: cut from the training cases by ``med3dssl data split``."""
     folds: int = Field(5, ge=2)
     """Folds, where there are any."""
+    cases: tuple[int, int, int] | None = None
+    """Cases of train, val and test in the authors' list, where it was counted."""
 
 
 class DatasetFacts(ConfigModel):
@@ -66,6 +68,8 @@ class DatasetFacts(ConfigModel):
     """Millimetres along (z, y, x) to ingest with; empty keeps each scan's own."""
     crop_body: bool = True
     """Whether to store only the box around the body."""
+    label_values: dict[int, int] = Field(default_factory=dict)
+    """Class that a value of the published label maps stands for, where it is another."""
     splits: Splits = Splits()
 
 
@@ -108,6 +112,9 @@ class Recipe(ConfigModel):
             words.append("--spacing-mm " + " ".join(f"{step:g}" for step in facts.spacing_mm))
         if not facts.crop_body:
             words.append("--no-crop-body")
+        if facts.label_values:
+            pairs = [f"{value} {number}" for value, number in facts.label_values.items()]
+            words.append("--label-values " + " ".join(pairs))
         return " ".join(words)
 
 
