@@ -105,9 +105,7 @@ def _splits(recipe: Recipe, cases: list[CaseRecord]) -> list[Misfit]:
     have = (found["train"], found["val"])
     if rule.cases is not None and rule.validation == "official" and "val" in found and have != rule.cases[:2]:
         text = f"The authors train on {rule.cases[0]} cases and validate on {rule.cases[1]}"
-        misfits.append(
-            Misfit("warning", f"{text}, the dataset has {have[0]} and {have[1]}: scores differ.")
-        )
+        misfits.append(Misfit("warning", f"{text}, the dataset has {have[0]} and {have[1]}: scores differ."))
     if "val" not in found:
         advice = "Cut some: med3dssl data split DATASET." if rule.validation == "kfold" else "Keep the official ones."
         misfits.append(Misfit("warning", f"The dataset has no validation case to choose the model by. {advice}"))
