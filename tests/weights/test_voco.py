@@ -13,7 +13,8 @@ from torch import Tensor
 
 from training_backend.config import RunConfig
 from training_backend.config.presets import pretrain_config
-from training_backend.config.registry import method
+from training_backend.config.registry import method, task
+from training_backend.engine.work import build_network
 from training_backend.errors import WeightsError
 from training_backend.weights.export import export
 from training_backend.weights.inspect import inspect
@@ -94,11 +95,36 @@ def test_a_file_of_2024_gives_the_student(tmp_path: Path) -> None:
     assert torch.equal(model.encoder.state_dict()[name], state[f"student.{name}"].float())
 
 
-def test_a_whole_segmentation_network_gives_its_encoder_and_says_so(tmp_path: Path) -> None:
-    model = load_model(saved(tmp_path, reference("down_swinunetr_seg")))
-    assert model.kind == "encoder"
-    assert len(model.report.dropped) == 22
-    assert "Its decoder of 4 classes is left out" in " ".join(model.card["notes"])
+def test_a_whole_segmentation_network_segments(tmp_path: Path) -> None:
+    state = reference("down_swinunetr_seg")
+    path = saved(tmp_path, state, "module.", "state_dict")
+    model = load_model(path)
+    assert model.kind == "finetune"
+    assert model.config.task is not None
+    assert (model.config.task.decoder, len(model.config.task.classes)) == ("swinunetr", 4)  # type: ignore[attr-defined]
+    assert len(model.report.matched) == len(state) == 167
+    assert model.report.missing == model.report.unexpected == ()
+    written = torch.load(export(path, tmp_path / "out.pt"), weights_only=True)["state_dict"]
+    assert written.keys() == state.keys()
+
+
+def test_fine_tuning_starts_from_a_decoder_where_the_weights_have_one(tmp_path: Path) -> None:
+    state = reference("down_swinunetr_seg")
+    path = saved(tmp_path, state)
+    found = load_model(path).config
+    run = found.updated({"weights": str(path), "task": {"classes": ("rest", "organ")}})
+    network, report = build_network(run, method("voco"), task("segmentation"))
+    own = network.state_dict()
+    name = "decoder5.transp_conv.conv.weight"
+    torch.testing.assert_close(own[name], state[name].float())
+    assert report is not None
+    assert {shapes[0] for shapes in report.mismatched} == {"out.conv.conv.weight", "out.conv.conv.bias"}
+    lean = run.updated({"task": {"decoder": "lean"}})
+    assert build_network(lean, method("voco"), task("segmentation"))[1].encoder_matched == 145  # type: ignore[union-attr]
+    bare = run.updated({"weights": str(saved(tmp_path, backbone()))})
+    report = build_network(bare, method("voco"), task("segmentation"))[1]
+    assert report is not None
+    assert (report.encoder_matched, len(report.missing)) == (145, 22)
 
 
 def test_the_published_files_are_recognised_by_their_shapes() -> None:
@@ -112,7 +138,10 @@ def test_the_published_files_are_recognised_by_their_shapes() -> None:
         size = next(part for part in path.stem.split("_") if part in expected)
         assert (described.config.method.size, described.config.method.window) == (size, 7), path.name
         heads = "VoCoHead" in path.name or "v1" in path.name
-        assert described.kind == ("pretrain" if heads else "encoder"), path.name
+        whole = "out.conv.conv.weight" in names
+        assert described.kind == ("pretrain" if heads else "finetune" if whole else "encoder"), path.name
+        if whole and not heads:
+            assert described.config.task.classes[17] == "COVID-19"  # type: ignore[union-attr]
 
 
 def method_names(shapes: dict[str, Any]) -> dict[str, Any]:

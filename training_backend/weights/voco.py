@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training_backend.config import RunConfig, merged
-from training_backend.config.presets import pretrain_config
+from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.errors import WeightsError
 from training_backend.methods.voco_settings import REGIONS, SIZES
 from training_backend.weights.families import Described, Family, spread_channels
@@ -39,6 +39,30 @@ KNOWN = (
 )
 CHANNEL_INPUTS = (PATCHES, "encoder1.layer.conv1.conv.weight", "encoder1.layer.conv3.conv.weight")
 """Weights that see the channels of a volume."""
+VOCOMNI = (
+    "background",
+    "spleen",
+    "right kidney",
+    "left kidney",
+    "gallbladder",
+    "esophagus",
+    "liver",
+    "stomach",
+    "aorta",
+    "inferior vena cava",
+    "veins",
+    "pancreas",
+    "right adrenal gland",
+    "left adrenal gland",
+    "liver tumor",
+    "pancreas tumor",
+    "kidney tumor",
+    "COVID-19",
+    "colon",
+    "colon cancer",
+    "lung cancer",
+)
+"""Classes of VoComni by label value."""
 WINDOWS_2024 = {"cells": 4, "crop": 96, "resized": 64, "hidden": 2048, "projected": 2048}
 
 
@@ -70,21 +94,29 @@ def describe(tensors: Mapping[str, Tensor], extras: Mapping[str, Any], changes: 
     """
     if PATCHES not in tensors:
         raise WeightsError(*_no_transformer(tensors))
-    kind = "pretrain" if _teacher(tensors) else "encoder"
+    kind = "pretrain" if _teacher(tensors) else "finetune" if LOGITS in tensors else "encoder"
     method = {**_encoder(tensors), **(_training(tensors) if kind == "pretrain" else {})}
     notes = ["Weights of axes (x, y, z) and of MONAI's old merging order are assumed, as published."]
     data: dict[str, Any] = {}
     if kind == "encoder":
         data["size"] = (64, 64, 64)
-        if LOGITS in tensors:
-            outputs = tensors[LOGITS].shape[0]
-            notes.append(f"Its decoder of {outputs} classes is left out: this imports the encoder.")
     if not changes.get("data", {}).get("intensity") and not changes.get("method", {}).get("region"):
         low, high = REGIONS["abdomen"].window
         data["intensity"] = {"profile": "window", "low": low, "high": high}
         notes.append(f"The window of the abdomen, {low:g} to {high:g} HU, is assumed; chests were seen differently.")
-    settings = merged({"method": {"region": "custom", **method}, "data": data}, dict(changes))
-    return Described(kind, pretrain_config("voco", "published", Path(), settings), tuple(notes))
+    settings: dict[str, Any] = {"method": {"region": "custom", **method}, "data": data}
+    if kind != "finetune":
+        config = pretrain_config("voco", "published", Path(), merged(settings, dict(changes)))
+        return Described(kind, config, tuple(notes))
+    outputs = tensors[LOGITS].shape[0]
+    names = VOCOMNI if outputs == len(VOCOMNI) else ("background", *(f"class {k}" for k in range(1, outputs)))
+    if outputs == len(VOCOMNI):
+        notes.append("Its classes are taken for those of VoComni.")
+    settings["task"] = {"classes": names, "decoder": "swinunetr", "loss": "dice_ce_foreground"}
+    settings["task"] |= {"overlap": 0.75, "blend": "constant"}
+    data["size"] = (96, 96, 96)
+    settings = merged(settings, dict(changes))
+    return Described(kind, finetune_config("segmentation", "published", Path(), "voco", settings), tuple(notes))
 
 
 def fit(name: str, tensor: Tensor, shape: tuple[int, ...], old: RunConfig, new: RunConfig) -> Tensor | None:
@@ -114,7 +146,7 @@ def authored(tensors: Mapping[str, Tensor], kind: str, config: RunConfig) -> tup
     Returns:
         None for a head that the authors do not have.
     """
-    if kind == "finetune":
+    if kind == "finetune" and getattr(config.task, "decoder", "") != "swinunetr":
         return None
     return "state_dict", published_names(tensors) if kind == "pretrain" else dict(tensors)
 
