@@ -260,8 +260,8 @@ def editor_for(annotation: Any, name: str, widget: str = "", bounds: Bounds = (N
         return Text(optional=optional)
     if isinstance(bare, type) and issubclass(bare, Path):
         return PathEditor(name)
-    if origin is tuple and Ellipsis in inner and inner[0] in (int, float, str):
-        return Listing(numbers=inner[0] is not str, optional=optional)
+    if origin is tuple and Ellipsis in inner and inner[0] in (int, float, str, Path):
+        return Listing(numbers=inner[0] in (int, float), optional=optional)
     if origin is tuple and all(kind in (int, float) for kind in inner):
         return Numbers(len(inner), name, optional=optional)
     return Yaml(optional=optional)
