@@ -29,19 +29,23 @@ from training_backend.config.registry import methods, tasks
 from training_backend.errors import ConfigError
 
 PLAIN = [AugmentConfig, DataConfig, EngineConfig, IngestConfig, IntensityConfig, OptimConfig]
-HIDDEN = ("kind", "preset", "recipe", "task", "method.name", "data.labelled")
-"""Fields of a run that other controls choose, or that are sections which this run does not have."""
+HIDDEN = ("kind", "preset", "recipe", "method.name")
+"""Fields of a run that other controls choose."""
 PLAIN += [each.config for each in (*methods().values(), *tasks().values())]
 
 
 def leaves(model: ConfigModel, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(path, annotation, value) of every field that is no section."""
+    """(path, annotation, value) of every field that is no section, nor a section that this model does not have."""
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, ConfigModel):
             yield from leaves(value, f"{path}{name}.")
-        else:
+        elif not is_section(info.annotation):
             yield f"{path}{name}", info.annotation, value
+
+
+def is_section(annotation: Any) -> bool:
+    return any(isinstance(kind, type) and issubclass(kind, ConfigModel) for kind in get_args(annotation))
 
 
 def others(annotation: Any, value: Any) -> list[Any]:
