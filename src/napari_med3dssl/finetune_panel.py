@@ -189,7 +189,8 @@ class FinetunePanel(QWidget):
             method = {}
         try:
             contrasts = contrasts_of(dataset)
-            changes = {"method": method}
+            own = found.run.get("method", {})  # how the authors turn these files, whatever the backbone was shown
+            changes = {"method": {key: value for key, value in method.items() if key not in own}}
             self._show(
                 recipe_config(found.name, dataset, weights=self.weights.source, contrasts=contrasts, changes=changes)
             )

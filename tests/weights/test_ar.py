@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -140,6 +141,51 @@ def test_fine_tuned_files_of_the_authors_survive_import_and_export(case: str, na
     assert model.config.task.name == name
     stored = torch.load(export(tmp_path / "ours", tmp_path / "again.pth"), weights_only=True)
     assert same(stored[wrapper], published(case))
+
+
+def test_a_published_classifier_sees_the_arrays_as_the_authors_loader_gives_them(tmp_path: Path) -> None:
+    """The authors read (C, D, H, W) from the .npz and turn it to (C, W, H, D)."""
+    arrays = np.load(PARITY / "nodule_cls_io.npz")
+    torch.save({"net": published("nodule_cls")}, tmp_path / "theirs.pth")
+    heads = CASES["nodule_cls"]["config"]["num_heads"]
+    import_file(tmp_path / "theirs.pth", tmp_path / "ours", heads, recipe="nodulemnist3d")
+    model = load_model(tmp_path / "ours")
+    in_file = torch.from_numpy(arrays["image"]).permute(0, 1, 4, 3, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(model.module(in_file), torch.from_numpy(arrays["logits"]), atol=2e-5, rtol=1e-4)
+    assert (model.profile.view, model.profile.size, model.profile.keep_aspect) == ("volume", (128, 128, 128), False)
+    assert (model.profile.intensity.profile, model.profile.crop_body) == ("identity", False)
+
+
+def test_a_published_covid_classifier_sees_rows_columns_and_slices(tmp_path: Path) -> None:
+    arrays = np.load(PARITY / "covid_cls_io.npz")
+    torch.save({"model": published("covid_cls")}, tmp_path / "theirs.pth")
+    heads = CASES["covid_cls"]["config"]["num_heads"]
+    import_file(tmp_path / "theirs.pth", tmp_path / "ours", heads, recipe="ricord")
+    model = load_model(tmp_path / "ours")
+    slices_first = torch.from_numpy(arrays["image"]).permute(0, 1, 4, 2, 3)  # slices of rows and columns
+    with torch.no_grad():
+        found = model.module(slices_first).softmax(1)
+    torch.testing.assert_close(found, torch.from_numpy(arrays["softmax"]), atol=2e-5, rtol=1e-4)
+    assert (model.profile.size, model.profile.intensity.low) == ((64, 128, 128), -1024.0)
+    assert model.config.task.class_names == ("negative", "positive")
+
+
+def test_a_published_segmenter_takes_views_and_spacing_of_its_recipe(tmp_path: Path) -> None:
+    torch.save({"state_dict": published("seg_unetr_2cls")}, tmp_path / "theirs.pth")
+    heads = CASES["seg_unetr_2cls"]["config"]["num_heads"]
+    import_file(tmp_path / "theirs.pth", tmp_path / "ours", heads, recipe="msd09-spleen")
+    model = load_model(tmp_path / "ours")
+    assert model.config.task.classes == ("background", "spleen")
+    assert (model.profile.spacing_mm, model.profile.intensity.low) == ((1.0, 1.0, 1.0), -57.0)
+    import_file(tmp_path / "theirs.pth", tmp_path / "atria", heads, recipe="la")
+    assert load_model(tmp_path / "atria").config.method.axes == "xyz-lps"
+
+
+def test_encoders_go_between_the_frames_of_the_authors(tmp_path: Path) -> None:
+    saved(tmp_path, pretrain())
+    config = finetune("tokens", method={"axes": "xyz-lps"})
+    assert init_from(method("ar").build_encoder(config), tmp_path, config).share == 1.0
 
 
 @pytest.mark.parametrize("name", ["pretrain", *TASKS])

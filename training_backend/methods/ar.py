@@ -54,8 +54,10 @@ class ArConfig(MethodConfig):
     published. rescaled: spread them over the extent of the training view."""
     trained_size: tuple[int, int, int] | None = Field(None, json_schema_extra=ui(advanced=True))
     """Voxels (z, y, x) of the views that positions are made for; empty takes `data.size`."""
-    axes: Literal["xyz", "zyx"] = Field("xyz", json_schema_extra=ui(advanced=True))
-    """Frame of the network. xyz: (x, y, z) growing to the right, anterior, superior, as published. zyx: as stored."""
+    axes: Literal["xyz", "xyz-lps", "yxz-pls", "zyx"] = Field("xyz", json_schema_extra=ui(advanced=True))
+    """Frame of the network. xyz: (x, y, z) growing to the right, anterior, superior, as the authors read NIfTI.
+    xyz-lps: (x, y, z) to the left, posterior, superior, as they read left atria and NoduleMNIST3D. yxz-pls: rows,
+    columns, slices, as they read RICORD. zyx: as stored."""
     slabs: int | None = Field(None, ge=1, json_schema_extra=ui(advanced=True))
     """Slabs of a view, for the order slab-major; empty takes `data.sequence.slabs`."""
     in_channels: int | None = Field(None, ge=1, json_schema_extra=ui(advanced=True))

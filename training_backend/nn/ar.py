@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from training_backend.errors import ConfigError, WeightsError
 from training_backend.nn.ar_layer import NORM_EPS, Layer, initialise
-from training_backend.nn.ar_sequence import Axes, Layout, Order, visible
+from training_backend.nn.ar_sequence import Layout, Order, visible
+from training_backend.nn.axes import Axes
 from training_backend.nn.output import EncoderOutput
 from training_backend.nn.patch import PatchEmbed, Triple
 from training_backend.nn.position import sincos_1d
@@ -99,8 +100,8 @@ class ArEncoder(nn.Module):
             x = layer(x)
             if index in hidden:
                 kept[index] = self._ours(x, grid)
-        ours: Triple = grid if self.layout.axes == "zyx" else (grid[2], grid[1], grid[0])
-        return EncoderOutput(self._ours(x, grid), ours, summary=x[:, 0], hidden=tuple(kept[index] for index in hidden))
+        taps = tuple(kept[index] for index in hidden)
+        return EncoderOutput(self._ours(x, grid), self.layout.our_grid(grid), summary=x[:, 0], hidden=taps)
 
     def embed(self, volume: Tensor) -> tuple[Tensor, Triple]:
         """Input [B, 1 + L, E] of the first layer in the raster of the reference, start token first, and its grid."""

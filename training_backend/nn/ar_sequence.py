@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from training_backend.errors import GeometryError
+from training_backend.nn.axes import Axes, sizes_back, sizes_turned, turned, turned_back
 from training_backend.nn.patch import Triple, patch_grid, patchify, unpatchify
 
-Axes = Literal["xyz", "zyx"]
 Order = Literal["interleaved", "slab-major"]
-
-_FLIPPED = (0, 1)
-"""Axes of the reference's frame (x, y, z) that run against ours: it grows to the right, anterior and superior."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +20,13 @@ class Layout:
     """Between volumes [B, C, D, H, W] of ours, (z, y, x) growing to S, P and L, and sequences of patches.
 
     Patches of a sequence are numbered 0 to L - 1. Three kinds of order occur: *ours* is the raster (d, h, w) of the
-    volume as given; the *raster* of the reference runs over (x, y, z) growing to R, A and S, z fastest; the *sequence*
-    is that raster ("interleaved"), or all of the first slab, then all of the second ("slab-major").
+    volume as given; the *raster* of the reference runs over its own axes, (x, y, z) growing to R, A and S in
+    pre-training, the last one fastest; the *sequence* is that raster ("interleaved"), or all of the first slab, then
+    all of the second ("slab-major").
 
     Attributes:
         patch_size: voxels of a patch along (z, y, x).
-        axes: "xyz" turns volumes into the frame of the reference; "zyx" takes them as they are.
+        axes: frame of the reference that volumes are turned into; "zyx" takes them as they are.
         order: of the sequence. Slabs lie along the last axis of the reference, so its own order interleaves them.
         slabs: that a view is glued from; only "slab-major" depends on it.
     """
@@ -41,31 +39,27 @@ class Layout:
     @property
     def kernel(self) -> Triple:
         """Voxels of a patch in the frame of the reference, the shape of the embedding's kernel."""
-        return self._turned(self.patch_size)
+        return sizes_turned(self.patch_size, self.axes)
 
     def raster_grid(self, volume: Tensor) -> Triple:
         """Patches of `volume` along the axes of the reference."""
-        return self._turned(patch_grid(tuple(volume.shape[2:]), self.patch_size))
+        return sizes_turned(patch_grid(tuple(volume.shape[2:]), self.patch_size), self.axes)
+
+    def our_grid(self, grid: Triple) -> Triple:
+        """Patches (d, h, w) along our axes of a `grid` of the reference."""
+        return sizes_back(grid, self.axes)
 
     def raster_patches(self, volume: Tensor) -> Tensor:
         """Patches [B, L, p] in the raster of the reference; voxels of a patch are ordered likewise, channel last."""
-        if self.axes == "xyz":
-            volume = volume.permute(0, 1, 4, 3, 2).flip([2 + axis for axis in _FLIPPED])
-        return patchify(volume, self.kernel)
+        return patchify(turned(volume, self.axes), self.kernel)
 
     def raster_volume(self, patches: Tensor, grid: Triple, channels: int = 1) -> Tensor:
         """Inverse of `raster_patches` for a `grid` of the reference."""
-        volume = unpatchify(patches, self.kernel, grid, channels)
-        if self.axes == "xyz":
-            volume = volume.flip([2 + axis for axis in _FLIPPED]).permute(0, 1, 4, 3, 2)
-        return volume
+        return turned_back(unpatchify(patches, self.kernel, grid, channels), self.axes)
 
     def to_ours(self, tokens: Tensor, grid: Triple) -> Tensor:
         """Tokens [B, d, h, w, ...] on our grid of those [B, L, ...] in the raster of a `grid` of the reference."""
-        placed = tokens.unflatten(1, grid)
-        if self.axes == "xyz":
-            placed = placed.flip([1 + axis for axis in _FLIPPED]).transpose(1, 3)
-        return placed
+        return turned_back(tokens.unflatten(1, grid), self.axes, first=1)
 
     def sequence(self, grid: Triple) -> Tensor | None:
         """Raster number of each place of the sequence [L], or None where the two are the same."""
@@ -102,9 +96,6 @@ class Layout:
         """Slab 0 to slabs - 1 of each patch on our grid [d, h, w], for views of equal slabs glued along z."""
         along_z = torch.arange(grid[2]) * self.slabs // grid[2]
         return self.to_ours(along_z.expand(grid).reshape(1, -1), grid)[0]
-
-    def _turned(self, sizes: Triple) -> Triple:
-        return (sizes[2], sizes[1], sizes[0]) if self.axes == "xyz" else sizes
 
 
 def visible(prefix: Tensor, length: int) -> Tensor:

@@ -15,6 +15,7 @@ from monai.networks.blocks.dynunet_block import get_conv_layer
 from torch import Tensor, nn
 
 from training_backend.errors import ConfigError
+from training_backend.nn.axes import Axes, sizes_turned, turned, turned_back
 from training_backend.nn.patch import Triple, pad_to_patch
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class PublishedUnetr(nn.Module):
         if freeze:
             self.encoder.requires_grad_(False)
         self.taps = tuple(min(encoder.depth * quarter // 4, encoder.depth - 1) for quarter in (1, 2, 3))
-        self.turned = getattr(getattr(encoder, "layout", None), "axes", "zyx") == "xyz"
-        coarse, _, _, fine = kernels = _kernels(encoder.patch_size, turned=self.turned)
+        self.axes: Axes = getattr(getattr(encoder, "layout", None), "axes", "zyx")
+        coarse, _, _, fine = kernels = _kernels(encoder.patch_size, self.axes)
         widths = [feature_size << level for level in range(LEVELS)]
         self.encoder1 = UnetrBasicBlock(3, encoder.in_channels, widths[0], 3, 1, "instance", res_block=True)
         self.encoder2 = _projection(encoder.width, widths[1], kernels[:3])
@@ -70,9 +71,9 @@ class PublishedUnetr(nn.Module):
             last = cast(nn.Module, self.encoder.norm)(features.tokens)
         found = dict(zip(sorted(set(self.taps)), features.hidden, strict=True))
         maps = [self._map(tokens, features.grid) for tokens in (*(found[tap] for tap in self.taps), last)]
-        logits = self.decode(self._turn(padded), maps)
+        logits = self.decode(turned(padded, self.axes), maps)
         d, h, w = volume.shape[2:]
-        return (self._turn_back(logits)[:, :, :d, :h, :w],)
+        return (turned_back(logits, self.axes)[:, :, :d, :h, :w],)
 
     def decode(self, image: Tensor, maps: list[Tensor]) -> Tensor:
         """Logits of `image` [B, C, ...] and the token maps [B, E, ...] of four depths, all along the same axes."""
@@ -89,23 +90,16 @@ class PublishedUnetr(nn.Module):
         return self
 
     def _map(self, tokens: Tensor, grid: Triple) -> Tensor:
-        return self._turn(tokens.transpose(1, 2).unflatten(2, grid))
-
-    def _turn(self, x: Tensor) -> Tensor:
-        """[B, C, z, y, x] growing S, P, L as [B, C, x, y, z] growing R, A, S for networks that learnt so."""
-        return x.permute(0, 1, 4, 3, 2).flip(2, 3) if self.turned else x
-
-    def _turn_back(self, x: Tensor) -> Tensor:
-        return x.flip(2, 3).permute(0, 1, 4, 3, 2) if self.turned else x
+        return turned(tokens.transpose(1, 2).unflatten(2, grid), self.axes)
 
 
-def _kernels(patch_size: Triple, *, turned: bool) -> list[Triple]:
+def _kernels(patch_size: Triple, axes: Axes) -> list[Triple]:
     """Enlargement along each axis of the four steps from tokens to voxels, in the order of the network's axes.
 
     Patches below 16 need fewer steps along an axis, so the first ones keep it; those of 32 begin with a step of four.
     """
     steps = []
-    for patch in patch_size[::-1] if turned else patch_size:
+    for patch in sizes_turned(patch_size, axes):
         doublings = int(math.log2(patch)) if patch > 0 else 0
         if 2**doublings != patch or patch > LARGEST_PATCH:
             raise ConfigError(

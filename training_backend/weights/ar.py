@@ -28,6 +28,8 @@ VIEWS = {"pretrain": (128, 128, 128), "encoder": (128, 128, 128), "segmentation"
 """Voxels (z, y, x) of the published views; those of classification differ from task to task."""
 TABLE, PRETRAINED_TABLE = "pos_embed", "pos_embed_learn"
 """Learnt positions, without the end token's in downstream files and with it in those of pre-training."""
+READ_AS = ("xyz", "xyz-lps", "yxz-pls")
+"""Frames in which the authors read files for one and the same pre-trained encoder."""
 _HEADS = r"decoder_pred\.(weight|bias)|score\.weight|out\.conv\.conv\.(weight|bias)"
 _UNETR = r"(encoder[1-4]|decoder[2-5])\..+\.weight"
 _ENCODER = r"embed_tokens\.weight|patchifier\.proj\.(weight|bias)|layers\.\d+\..+|norm\.(weight|bias)|pos_embed"
@@ -60,7 +62,10 @@ def describe(tensors: Mapping[str, Tensor], extras: Mapping[str, Any], changes: 
             kind, pretrain_config("ar", "published", Path(), merged(settings, dict(changes))), tuple(notes)
         )
     settings["task"] = {"segmentation": _segmentation, "classification": _classification}[task](tensors)
-    notes.append("The file does not say what its classes are; they are numbered.")
+    if "task" not in changes:
+        notes.append(
+            "Axes, intensities and classes are not in the file; --recipe NAME takes those of a published task."
+        )
     settings = merged(settings, dict(changes))
     return Described(kind, finetune_config(task, "published", Path(), "ar", settings), tuple(notes))
 
@@ -98,7 +103,8 @@ def conflict(old: RunConfig, new: RunConfig) -> str:
         return f"The weights have {theirs} attention heads, this network {ours}; set method.heads."
     for name in ("axes", "positions"):
         before, after = getattr(old.method, name), getattr(new.method, name)
-        if before != after:
+        fine = name == "axes" and before in READ_AS and after in READ_AS
+        if before != after and not fine:
             return f"The weights were made with method.{name} {before}, this run has {after}; set method.{name}."
     return ""
 
@@ -137,6 +143,8 @@ def authored(tensors: Mapping[str, Tensor], kind: str, config: RunConfig) -> tup
 
 def _method(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Settings of the encoder, and what was assumed."""
+    from training_backend.nn.axes import sizes_back
+
     try:
         width, kernel = tensors["embed_tokens.weight"].shape[1], tensors["patchifier.proj.weight"].shape
         hidden = tensors["layers.0.mlp.linear1.weight"].shape[0]
@@ -157,7 +165,7 @@ def _method(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> tuple[dic
     patch = tuple(kernel[2:])
     return {
         **_named_size(width, depth, heads, hidden),
-        "patch_size": patch if told.get("axes") == "zyx" else patch[::-1],
+        "patch_size": sizes_back(patch, told.get("axes", "xyz")),
         "in_channels": kernel[1],
         "positions": "learnable" if TABLE in tensors else "sincos3d",
     }, notes
@@ -187,7 +195,7 @@ def _size(
         raise WeightsError(
             f"The learnt positions of the file are of {patches} patches, which is no cube, and the file does not say "
             "which grid they lie on.",
-            "Give data.size, the voxels (z, y, x) that the model was trained on.",
+            "Import it with --size Z Y X, the voxels of the views that the model was trained on.",
         ) from error
     return tuple(side * p for p in patch), [f"The {patches} learnt positions are taken for a cube of {side} patches."]
 
@@ -216,9 +224,11 @@ def _joined(table: Tensor, end: Tensor, missing: int) -> Tensor | None:
 
 def _grid(config: RunConfig) -> tuple[int, int, int]:
     """Grid in the frame of the reference that the positions of a configuration are made for."""
+    from training_backend.nn.axes import sizes_turned
+
     method: Any = config.method
-    d, h, w = (n // p for n, p in zip(method.trained_size or config.data.size, method.patch_size, strict=True))
-    return (d, h, w) if method.axes == "zyx" else (w, h, d)
+    grid = [n // p for n, p in zip(method.trained_size or config.data.size, method.patch_size, strict=True)]
+    return sizes_turned(grid, method.axes)
 
 
 def _heads(config: RunConfig) -> int:
