@@ -56,11 +56,14 @@ class Maps:
         """The five maps averaged to `size` positions per axis and joined: [B, 24F, size, size, size]."""
         return torch.cat([F.adaptive_avg_pool3d(features, size) for features in self.embedded], dim=1)
 
+    def first(self, number: int | None) -> Maps:
+        """The maps of the first `number` volumes, or of all."""
+        return self if number is None else Maps(**{name: getattr(self, name)[:number] for name in STRIDES})
+
     def frozen(self) -> Maps:
         """The five maps cut off from the gradient; the transformer's own map stays, as published."""
-        return Maps(
-            *(getattr(self, name).detach() for name in ("enc0", "enc1", "enc2", "enc3")), self.skip, self.dec4.detach()
-        )
+        enc0, enc1, enc2, enc3, dec4 = (features.detach() for features in self.embedded)
+        return Maps(enc0, enc1, enc2, enc3, self.skip, dec4)
 
 
 class SwinUnetr(nn.Module):

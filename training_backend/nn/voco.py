@@ -169,19 +169,18 @@ class Voco(SwinUnetr):
             labels: [B, N, K] overlap of each crop with the bases of its volume.
         """
         if self.whole_teacher:
-            near, far, regular, predicted = self.terms_2024(student, teacher, labels)
-            return Contrast(near + far + regular, near + far, torch.zeros_like(far), regular, predicted)
+            near, far, alike, seen = self.terms_2024(student, teacher, labels)
+            return Contrast(near + far + alike, near + far, torch.zeros_like(far), alike, seen)
         x, b = _parted(student, labels)
         x_teacher, b_teacher = _parted(teacher, labels)
-        intra, inter, regular, predicted = [], [], [], []
-        for index, label in enumerate(labels):
-            other = (index + 1) % len(labels)
-            predicted.append(assign(x[index], b_teacher[index]))
-            intra.append(position_loss(label, predicted[-1]))
-            inter.append(inter_loss(x[index], x_teacher[index], b[other], b_teacher[other])[0])
-            regular.append(likeness(b[index]))
-        means = [torch.stack(terms).mean() for terms in (intra, inter, regular)]
-        return Contrast(means[0] + means[1] + means[2], *means, torch.stack(predicted).detach())
+        predicted = [assign(x[index], b_teacher[index]) for index in range(len(labels))]
+        following = [(index + 1) % len(labels) for index in range(len(labels))]
+        intra = torch.stack([position_loss(label, one) for label, one in zip(labels, predicted, strict=True)]).mean()
+        inter = torch.stack(
+            [inter_loss(x[i], x_teacher[i], b[j], b_teacher[j])[0] for i, j in enumerate(following)]
+        ).mean()
+        regular = torch.stack([likeness(bases) for bases in b]).mean()
+        return Contrast(intra + inter + regular, intra, inter, regular, torch.stack(predicted).detach())
 
     def terms_2024(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Both terms of the position loss and the likeness, means over the volumes, and the overlap [B, N, K].
@@ -198,16 +197,18 @@ class Voco(SwinUnetr):
         regular = torch.stack([likeness(bases) for bases in b]).mean()
         return near, far, regular, predicted.detach()
 
-    def omni(self, crops: Tensor, *, frozen: bool) -> tuple[Tensor, Tensor]:
+    def omni(self, crops: Tensor, *, frozen: bool, decoded: int | None = None) -> tuple[Tensor, Tensor]:
         """Embeddings [N, 24F] and logits [N, classes, ...] of crops in the network's frame.
 
         Args:
             crops: [N, C, ...].
+            decoded: make logits for as many of the first crops only.
             frozen: let the logits train the decoder without the convolution blocks of the encoder; the transformer
                 still learns through the map that the decoder takes from it directly, as published.
         """
         maps: Maps = self.maps(crops)
-        logits: Tensor = self.out(self.decode(maps.frozen() if frozen else maps))
+        seen = (maps.frozen() if frozen else maps).first(decoded)
+        logits: Tensor = self.out(self.decode(seen))
         return maps.embedding(), logits
 
 
