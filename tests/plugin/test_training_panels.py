@@ -349,6 +349,18 @@ def test_a_recipe_fills_the_form_is_remembered_and_says_whether_the_dataset_fits
     assert again.config().recipe == ""
 
 
+@pytest.mark.parametrize("name", ["voco-brats21", "voco-totalsegmentator", "voco-mm-whs"])
+def test_recipes_of_voco_fill_the_form(finetune: FinetunePanel, dataset: Path, name: str) -> None:
+    finetune.state.dataset = dataset
+    finetune.recipe.setCurrentIndex(finetune.recipe.findData(name))
+    finetune._on_recipe()
+    assert finetune.config() == recipe_config(name, dataset)
+    assert ("--label-values" in finetune.about.text()) == (name != "voco-totalsegmentator")
+    large = new_run(pretrain_config("voco", "published", dataset, {"method": {"size": "L"}}), "large")
+    finetune.weights.choose(str(large.path))
+    assert (finetune.config().method.size, finetune.config().method.region) == ("L", "custom")
+
+
 def test_a_recipe_wants_the_backbone_of_its_system(
     finetune: FinetunePanel, client: FakeClient, dataset: Path, wait: Callable[..., None]
 ) -> None:

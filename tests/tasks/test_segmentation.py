@@ -101,6 +101,7 @@ def test_datasets_without_labels_are_refused(tmp_path: Path) -> None:
         {"overlap": 1.0},
         {"regions": ("all",)},
         {"regions": ("all = ball + cube",)},
+        {"regions": ("all = 1 + 2",)},
         {"regions": ("ball = ball",)},
         {"regions": ("all = ball", "all = ball")},
     ],
@@ -212,7 +213,7 @@ def test_scores_leave_out_classes_that_no_case_has() -> None:
 
 def test_regions_are_scored_besides_their_classes_and_choose_the_model() -> None:
     classes = ("background", "core", "edema", "rim")
-    run = config(task={"classes": classes, "regions": ("WT = core + edema + rim", "TC = core + rim")})
+    run = config(task={"classes": classes, "regions": ("WT = core + edema + rim", "TC = 1 + 3")})
     truth, found = np.array([[[1, 2, 3, 0]]]), np.array([[[3, 2, 1, 0]]])
     scores = TASK.evaluate(run, [CaseResult("1", found, truth, (1.0, 1.0, 1.0))])
     assert (scores["dice_WT"], scores["dice_TC"], scores["dice_core"], scores["dice_edema"]) == (1, 1, 0, 1)

@@ -11,8 +11,8 @@ def read_regions(regions: Sequence[str], classes: Sequence[str] = ()) -> dict[st
     """Label values of each region by its name.
 
     Args:
-        regions: texts such as "TC = necrosis + enhancing tumour".
-        classes: names by label value; where there are none yet, nothing is looked up and the values are empty.
+        regions: texts such as "TC = necrosis + enhancing tumour" or, by label value, "TC = 1 + 3".
+        classes: names by label value; where there are none yet, names are not looked up.
 
     Raises:
         ValueError: not of that form, a class that does not exist, or a name that occurs twice or is a class.
@@ -25,8 +25,16 @@ def read_regions(regions: Sequence[str], classes: Sequence[str] = ()) -> dict[st
             raise ValueError(f"write regions as {FORM!r}, not {text!r}")
         if name in found or name in classes:
             raise ValueError(f"the region {name!r} has the name of another region or class")
-        unknown = [member for member in members if classes and member not in classes]
-        if unknown:
-            raise ValueError(f"the region {name!r} has no class {unknown[0]!r}; there are {', '.join(classes)}")
-        found[name] = tuple(classes.index(member) for member in members) if classes else ()
+        values = [_value(member, classes) for member in members]
+        if None in values and classes:
+            unknown = members[values.index(None)]
+            raise ValueError(f"the region {name!r} has no class {unknown!r}; there are {', '.join(classes)}")
+        found[name] = tuple(value for value in values if value is not None)
     return found
+
+
+def _value(member: str, classes: Sequence[str]) -> int | None:
+    """Label value of a class by its name, or written as a number; None where there is none."""
+    if member in classes:
+        return classes.index(member)
+    return int(member) if member.isdecimal() and (not classes or int(member) < len(classes)) else None

@@ -56,8 +56,8 @@ class SegmentationConfig(TaskConfig):
     """Predict the mean over all flips: eight times slower; never where left and right are different classes."""
 
     regions: tuple[str, ...] = Field((), json_schema_extra=ui(advanced=True))
-    """Unions of classes that are scored besides, as "NAME = CLASS + CLASS"; the best model is then chosen by their mean
-    Dice, as in BraTS."""
+    """Unions of classes that are scored besides, as "NAME = CLASS + CLASS", by name or label value; the best model is
+    then chosen by their mean Dice, as in BraTS."""
 
     @field_validator("channels")
     @classmethod
