@@ -97,7 +97,7 @@ def small(name: str, dataset: Dataset) -> RunConfig:
 
 def test_there_is_a_recipe_for_each_of_the_published_datasets() -> None:
     assert len(ROWS) == 41
-    assert set(recipes("voco")) == set(ROWS)
+    assert {name for name, one in recipes("voco").items() if one.task == "segmentation"} == set(ROWS)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -164,7 +164,7 @@ def test_every_recipe_trains_two_steps_and_predicts_a_scan(name: str, cohort: Co
 def test_the_list_is_readable_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "list", "--system", "voco"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 42
+    assert {line.split()[0] for line in lines} > set(ROWS)
     assert max(map(len, lines)) <= WIDTH
     assert main(["recipes", "show", "voco-mm-whs"]) == 0
     assert "--label-values 205 1 420 2 500 3 550 4 600 5 820 6 850 7" in capsys.readouterr().out
