@@ -81,6 +81,24 @@ def test_scored_patches_are_those_behind_each_prefix() -> None:
     assert not torch.isclose(scored.loss, torch.stack(losses).mean())
 
 
+def test_patches_outside_the_scan_are_not_scored() -> None:
+    net, given, prefix = network(), volume(), torch.tensor([3, 0, LENGTH - 1])
+    whole = net.score(given, prefix)
+    padding = torch.zeros(given[:, 0].shape, dtype=torch.bool)
+    padding[0, -net.patch_size[0] - 1 :] = True  # the highest patches of one view, and a slice of those below
+    assert torch.equal(net.score(given, prefix, torch.zeros_like(padding)).errors, whole.errors)
+    inside = net.score(given, prefix, padding)
+    top = net.model.layout.numbers(net.model.layout.raster_grid(given))[-1].flatten()
+    left_out = (whole.view == 0) & torch.isin(whole.place, top)
+    assert left_out.any()
+    assert torch.equal(inside.place, whole.place[~left_out])
+    torch.testing.assert_close(inside.errors, whole.errors[~left_out])
+    torch.testing.assert_close(inside.loss, inside.errors.mean())
+    nothing = net.score(given, prefix, torch.ones_like(padding))
+    assert (nothing.loss.item(), len(nothing.errors)) == (0.0, 0)
+    nothing.loss.backward()
+
+
 def test_a_prediction_depends_on_prefix_and_past_alone() -> None:
     net, given = network(axes="zyx").eval(), volume(views=1)
     prefix = torch.tensor([5])

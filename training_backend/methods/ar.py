@@ -139,12 +139,14 @@ def build_encoder(run: RunConfig) -> Encoder:
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
     """Mean squared error over all patches behind the prefix; the prefix lengths are drawn from `generator`.
 
+    Patches that lie outside the scan are not scored; views of other kinds than sequences have such.
+
     With ``batch.extra["slots"]``, the numbers of fixed validation views, the prefix lengths are a fixed function of
     these. Scalars tell the loss by range of prefix lengths and by ``batch.extra["kinds"]``, the kind of each sequence.
     """
     prefix = prefix_lengths(network, batch, generator)
-    scored: Scored = network.score(batch.volume, prefix)  # type: ignore[operator]
-    length = int(scored.place.max()) + 1
+    scored: Scored = network.score(batch.volume, prefix, batch.padding)  # type: ignore[operator]
+    length = math.prod(_grid(network, batch.volume))
     groups = {
         f"loss_prefix_{100 * k // BUCKETS}_{100 * (k + 1) // BUCKETS}": prefix * BUCKETS // length == k
         for k in range(BUCKETS)

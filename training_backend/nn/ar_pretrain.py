@@ -83,7 +83,7 @@ class NextPatch(nn.Module):
         """Loss of `volume` [B, C, D, H, W] with the first `prefix` [B] patches of each view given as context."""
         return self.score(volume, prefix).loss
 
-    def score(self, volume: Tensor, prefix: Tensor) -> Scored:
+    def score(self, volume: Tensor, prefix: Tensor, padding: Tensor | None = None) -> Scored:
         """Loss, and the error of each scored patch.
 
         Only what the loss depends on is computed: the end token and the last patch are seen by no scored place and are
@@ -92,18 +92,24 @@ class NextPatch(nn.Module):
         Args:
             volume: [B, C, D, H, W].
             prefix: [B] patches given as context, 0 to L - 1; on the CPU, so that nothing waits for the device.
+            padding: [B, D, H, W] bool, true outside the scan. Patches that lie there altogether are seen, but not
+                scored. Published views have none; the loss is 0 where nothing else is left.
         """
         layout, grid = self.model.layout, self.model.layout.raster_grid(volume)
         pixels = layout.to_sequence(layout.raster_patches(volume), grid)
         length, prefix = pixels.shape[1], prefix.cpu()
         first = int(prefix.min())
-        view, place = torch.nonzero(torch.arange(length) >= prefix[:, None], as_tuple=True)
+        scored = torch.arange(length) >= prefix[:, None]
+        if padding is not None:
+            outside = layout.to_sequence(layout.raster_patches(padding.unsqueeze(1)), grid).all(dim=-1)
+            scored &= ~outside.cpu()
+        view, place = torch.nonzero(scored, as_tuple=True)
         rows = (view * (length - first) + place - first).to(volume.device, non_blocking=True)
         hidden = self._last(self._sequence(pixels[:, :-1], grid), prefix, first, rows)
         prediction = self.decoder_pred(hidden).float()
         target = self.target(pixels.flatten(0, 1)[(view * length + place).to(volume.device, non_blocking=True)])
         errors = (prediction - target).square().mean(dim=-1)
-        return Scored(errors.mean(), errors, view, place)
+        return Scored(errors.mean() if len(view) else prediction.sum() * 0.0, errors, view, place)
 
     def predict(self, volume: Tensor, prefix: Tensor) -> Tensor:
         """Predictions [B, L, p] of all patches, in the order of the sequence and as the head gives them.
