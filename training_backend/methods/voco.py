@@ -11,14 +11,15 @@ from pydantic import Field
 from training_backend.config import MethodConfig, RunConfig, ui
 from training_backend.data.position import Sampling
 from training_backend.errors import ConfigError
-from training_backend.methods.base import Batch, Card, Encoder, Method, PreviewArray, StepOutput
+from training_backend.methods import voco_stages as stages
+from training_backend.methods.base import Batch, Card, Encoder, Method, PreviewArray, Snapshot, StepOutput
 from training_backend.methods.voco_settings import PRESETS, REGIONS, SIZES, implied
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from training_backend.nn.voco import Voco
+    from training_backend.data.streams import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,10 @@ class VocoConfig(MethodConfig):
     """Settings of contextual position prediction."""
 
     name: str = Field("voco", json_schema_extra=ui(hidden=True))
+    stage: Literal["self", "omni", "semi"] = "self"
+    """self: contrast without labels. omni: a decoder learns from labelled crops besides, and from half time on by the
+    labels that the network of half time gives to the others. semi: the same decoder without the contrast. VoComni's
+    supervised stage is segmentation: a recipe of Fine-tune."""
     size: Literal["tiny", "small", "B", "L", "H"] = "B"
     """Encoder: 6, 24, 48 (B, 53 M parameters), 96 (L, 212 M) or 192 (H, 847 M) channels at full resolution."""
     region: Literal["custom", "abdomen", "chest", "headneck"] = "custom"
@@ -74,16 +79,19 @@ class VocoConfig(MethodConfig):
     drop_path: float = Field(0.0, ge=0, lt=1, json_schema_extra=ui(advanced=True))
     """Stochastic depth of the transformer's last block; useful when fine-tuning."""
     decoder_classes: int = Field(0, ge=0, json_schema_extra=ui(advanced=True))
-    """Classes of a decoder beside the projections, for the omni-supervised network (21); 0 builds none."""
+    """Classes of the decoder, background included; 0 stands for the 21 of VoComni, and for no decoder in stage self."""
     in_channels: int | None = Field(None, ge=1, json_schema_extra=ui(advanced=True))
     """Channels of a volume; empty takes as many as `data.contrasts` names, at least one."""
 
 
-def build(run: RunConfig) -> Voco:
-    """Network with fresh weights, which knows how its crops are taken."""
+def build(run: RunConfig) -> nn.Module:
+    """Network with fresh weights, which knows how its crops are taken; in stage semi a plain SwinUNETR."""
     from training_backend.nn.voco import Voco
 
-    config = _config(run)
+    config, classes = _config(run), _classes(run)
+    stages.check_stage(config.stage, config.version, classes)
+    if config.stage == "semi":
+        return stages.plain_network(_encoder_settings(run), classes)
     sampling = _sampling(config)
     _check(run, config, sampling)
     network = Voco(
@@ -93,8 +101,8 @@ def build(run: RunConfig) -> Voco:
         drop_rows=config.drop_rows,
         momentum=config.momentum,
         whole_teacher=config.version == "2024",
-        decoder=config.decoder_classes > 0,
-        classes=config.decoder_classes,
+        decoder=classes > 0,
+        classes=classes,
     )
     network.sampling = sampling
     network.spacing_mm = None if config.region == "custom" else REGIONS[config.region].spacing_mm
@@ -108,13 +116,40 @@ def build_encoder(run: RunConfig) -> Encoder:
     return SwinUnetr(**_encoder_settings(run))
 
 
+def streams(run: RunConfig) -> dict[str, Stream]:
+    """Labelled crops, in the stages that learn from them."""
+    config = _config(run)
+    return stages.labelled_streams(run, config.stage, _classes(run), (config.depth or config.crop, *(config.crop,) * 2))
+
+
+def snapshot(run: RunConfig) -> Snapshot | None:
+    """The teacher of half time, in the stages that have one: the encoder and its decoder."""
+    if _config(run).stage == "self":
+        return None
+    return Snapshot(stages.HALF, lambda config: stages.plain_network(_encoder_settings(config), _classes(config)))
+
+
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
     """Sum of the position, inter-volume and likeness losses; crops, changes and dropped rows come from `generator`.
 
     In training the teacher moves first, once a step however many parts the step has. Scalars: the three losses, the
     share of crops whose most overlapping cell is found, the mean absolute error of the overlap, and the share of the
     slabs outside of the scans.
+
+    Batches with labelled crops, or with a teacher of half time, add its loss (see `voco_stages`). In validation there
+    is no such teacher, so the loss of both halves of a run means the same.
     """
+    if not hasattr(network, "sampling"):
+        return stages.semi_step(network, batch)
+    found = _contrast_step(network, batch, generator)
+    if not batch.streams:
+        return found
+    loss, scalars, counts = stages.labelled_loss(network, batch)
+    return StepOutput(found.loss + loss, {**found.scalars, **scalars}, {**found.counts, **counts})
+
+
+def _contrast_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
+    """The losses of crops without labels."""
     from training_backend.data.position import sample
     from training_backend.nn.axes import turned
 
@@ -125,12 +160,20 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
     keep = None if network.whole_teacher else network.draw_rows(len(crops), generator)  # type: ignore[operator]
     if network.training and network.begins:
         network.follow()  # type: ignore[operator]
-    _, student, teacher = network.project(crops, keep)  # type: ignore[operator]
+    pseudo, told = 0.0, {}
+    if (labeller := batch.extra.get("snapshot")) is None:
+        _, student, teacher = network.project(crops, keep)  # type: ignore[operator]
+    else:
+        number = labels.shape[0] * labels.shape[1]
+        embeddings, logits = network.omni(crops, frozen=True, decoded=number)  # type: ignore[operator]
+        student, teacher = network.heads(embeddings, keep)  # type: ignore[operator]
+        pseudo, told = stages.pseudo_loss(logits, stages.pseudo_labels(labeller, crops[:number]))
     found = network.contrast(student, teacher, labels)  # type: ignore[operator]
     right = found.predicted.argmax(dim=-1) == labels.argmax(dim=-1)
     return StepOutput(
-        loss=found.loss,
+        loss=found.loss + pseudo,
         scalars={
+            **told,
             "intra": found.intra,
             "inter": found.inter,
             "reg": found.regular,
@@ -157,6 +200,9 @@ def preview(
     from training_backend.data.position import sample
     from training_backend.nn.axes import turned, turned_back
 
+    if not hasattr(network, "sampling"):
+        image = PreviewArray("original", volume[0, 0].float().cpu().numpy(), "image")
+        return [image, stages.segmented(network, volume)]
     if options.get("seed") is not None:
         generator = torch.Generator().manual_seed(int(options["seed"]))
     sampling: Sampling = network.sampling  # type: ignore[assignment]
@@ -191,11 +237,18 @@ def preview(
     for number, (true, seen) in enumerate(zip(labels[0], predicted[0], strict=True), 1):
         shown.append(PreviewArray(f"crop {number} overlap", on_grid(true), "heatmap", cell, (0.0, 1.0)))
         shown.append(PreviewArray(f"crop {number} prediction", on_grid(seen), "heatmap", cell, (0.0, 1.0)))
+    if hasattr(network, "out"):
+        shown.append(stages.segmented(network, volume))
     return shown
 
 
 def _config(run: RunConfig) -> VocoConfig:
     return VocoConfig.model_validate(run.method.model_dump())
+
+
+def _classes(run: RunConfig) -> int:
+    config = _config(run)
+    return stages.classes_of(config.stage, config.decoder_classes)
 
 
 def _encoder_settings(run: RunConfig) -> dict[str, Any]:
@@ -304,4 +357,6 @@ METHOD = Method(
     encoder=lambda network: network,  # type: ignore[arg-type, return-value]
     build_encoder=build_encoder,
     family="voco",
+    streams=streams,
+    snapshot=snapshot,
 )

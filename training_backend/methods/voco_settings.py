@@ -10,6 +10,32 @@ SIZES = {"tiny": 6, "small": 24, "B": 48, "L": 96, "H": 192}
 """Channels at full resolution."""
 
 
+VOCOMNI = (
+    "background",
+    "spleen",
+    "right kidney",
+    "left kidney",
+    "gallbladder",
+    "esophagus",
+    "liver",
+    "stomach",
+    "aorta",
+    "inferior vena cava",
+    "portal and splenic veins",
+    "pancreas",
+    "right adrenal gland",
+    "left adrenal gland",
+    "liver tumor",
+    "pancreas tumor",
+    "kidney tumor",
+    "covid-19",
+    "colon",
+    "colon cancer",
+    "lung cancer",
+)
+"""Classes of the 20,000 scans that the authors labelled with networks, by label value."""
+
+
 @dataclass(frozen=True)
 class Region:
     """How the authors prepare scans of a region.
@@ -32,7 +58,13 @@ REGIONS: Mapping[str, Region] = {
 }
 """By the name in the settings. Scans of the abdomen without labels are resized by the authors too: data.view volume."""
 
-_DATA = {"view": "crop", "foreground": 0.0, "crops_per_volume": 1, "augment": {"flip": (0.0, 0.0, 0.0)}}
+_DATA = {
+    "view": "crop",
+    "foreground": 0.0,
+    "crops_per_volume": 1,
+    "augment": {"flip": (0.0, 0.0, 0.0)},
+    "labelled": {},
+}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
@@ -80,9 +112,14 @@ from "published" in `method.size` alone."""
 
 
 def implied(method: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of the data that follow from those of the method: the size of a slab, and what its region asks for."""
+    """Settings of the data that follow from those of the method: the size of a slab, and what its region asks for.
+
+    In the stage semi there are no slabs but crops, half as large again as those of the contrast.
+    """
     cells, crop = int(method.get("cells", 3)), int(method.get("crop", 64))
     data: dict[str, Any] = {"size": (int(method.get("depth") or crop), cells * crop, cells * crop)}
+    if method.get("stage") == "semi":
+        data["size"] = (-(-3 * crop // 64) * 32,) * 3
     if method.get("region", "custom") in REGIONS:
         region = REGIONS[method["region"]]
         data["intensity"] = {"profile": "window", "low": region.window[0], "high": region.window[1]}
