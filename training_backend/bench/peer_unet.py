@@ -69,12 +69,14 @@ def main(
 
 
 def _read(path: Path) -> tuple[Any, Any]:
-    """Image and label [1, x, y, z] as the file has them, zero mean and unit variance."""
+    """Image [1, x, y, z] of zero mean and unit variance, and label as the file has it."""
     import h5py
     import torch
 
     with h5py.File(path) as file:
-        return torch.from_numpy(file["image"][:])[None].float(), torch.from_numpy(file["label"][:])[None].float()
+        image = torch.from_numpy(file["image"][:])[None].float()
+        label = torch.from_numpy(file["label"][:])[None].float()
+    return (image - image.mean()) / image.std(), label
 
 
 def _half(image: Any, label: Any) -> dict[str, Any]:
