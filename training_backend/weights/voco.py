@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from training_backend.config import RunConfig, merged
 from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.errors import WeightsError
-from training_backend.methods.voco_settings import REGIONS, SIZES
+from training_backend.methods.voco_settings import REGIONS, SIZES, VOCOMNI
 from training_backend.weights.families import Described, Family, spread_channels
 
 if TYPE_CHECKING:
@@ -39,30 +39,6 @@ KNOWN = (
 )
 CHANNEL_INPUTS = (PATCHES, "encoder1.layer.conv1.conv.weight", "encoder1.layer.conv3.conv.weight")
 """Weights that see the channels of a volume."""
-VOCOMNI = (
-    "background",
-    "spleen",
-    "right kidney",
-    "left kidney",
-    "gallbladder",
-    "esophagus",
-    "liver",
-    "stomach",
-    "aorta",
-    "inferior vena cava",
-    "veins",
-    "pancreas",
-    "right adrenal gland",
-    "left adrenal gland",
-    "liver tumor",
-    "pancreas tumor",
-    "kidney tumor",
-    "COVID-19",
-    "colon",
-    "colon cancer",
-    "lung cancer",
-)
-"""Classes of VoComni by label value."""
 WINDOWS_2024 = {"cells": 4, "crop": 96, "resized": 64, "hidden": 2048, "projected": 2048}
 
 
