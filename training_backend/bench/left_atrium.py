@@ -177,19 +177,19 @@ def train_for(config: RunConfig, folder: Path, budget_s: float, clock: Clock = "
     if not (folder / "run.json").exists():
         trial = config.updated({"optim": {"max_steps": CALIBRATION_STEPS}, "engine": {"val_steps": 10**6}})
         pace = statistics.median(
-            event[SECONDS[clock]] for event in _followed(trial, folder.with_name(f"{folder.name}_trial"))[5:]
+            event[SECONDS[clock]] for event in followed(trial, folder.with_name(f"{folder.name}_trial"))[5:]
         )
         steps = max(CALIBRATION_STEPS, int(budget_s / pace))
         config = config.updated({"optim": {"max_steps": steps}, "engine": {"val_steps": steps}})
     else:
         config = RunDirectory.open(folder).config()
-    events = _followed(config, folder)
+    events = followed(config, folder)
     seconds = sum(event[SECONDS[clock]] for event in events)
     losses = [event["values"]["loss"] for event in events[-50:]]
     return {"steps": events[-1]["step"], "seconds": seconds, "loss": statistics.fmean(losses)}
 
 
-def _followed(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
+def followed(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
     """Metrics of the training steps of a run that has ended well."""
     from training_backend.engine.events import EventReader
     from training_backend.engine.rundir import RunDirectory
