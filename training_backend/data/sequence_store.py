@@ -74,7 +74,7 @@ class StoreSequences:
         contrasts: tuple[str, ...] = ()
         grouped: tuple[int, ...] = ()
         lesions: Mapping[str, Mapping[str, tuple[Lesion, ...]]] = {}
-        problems: dict[Kind, Med3dError] = {}
+        problems: dict[str, Med3dError] = {}
         if "contrast" in weights:
             try:
                 contrasts = contrasts_of(dataset, settings)
