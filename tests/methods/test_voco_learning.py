@@ -80,7 +80,7 @@ def test_a_run_that_starts_from_a_checkpoint_goes_on_exactly(dataset: Path) -> N
 @pytest.mark.learning
 @pytest.mark.timeout(1800)
 def test_crops_are_found_better_than_by_chance(dataset: Path) -> None:
-    steps, tail = 60, 15
+    steps, tail = 150, 30
     changes = {
         "method": {"crops": 4, "hidden": 64, "projected": 32, "flip": 0.0, "rotate": 0.0},
         "optim": {"max_steps": steps, "lr": 2e-3, "warmup": 0.1},
