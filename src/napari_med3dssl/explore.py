@@ -28,7 +28,7 @@ from napari_med3dssl.weights_picker import WeightsPicker
 from training_backend.config.registry import methods
 from training_backend.data.volume import Geometry
 from training_backend.errors import Med3dError
-from training_backend.jobs.sources import ModelFacts, WeightsSource, model_facts, run_sources
+from training_backend.jobs.sources import ModelFacts, WeightsSource, model_facts, run_sources, views_of
 
 EMPTY_SCAN = "Open a scan to begin: drop a file on the viewer, or File › Open Sample › Med3D SSL."
 EMPTY_MODEL = "Choose a model: a run that has finished, a weights file, or published weights."
@@ -261,7 +261,7 @@ class ExplorePanel(QWidget):
             section.setParent(None)
             section.deleteLater()
         method = methods().get(facts.method) if facts else None
-        suitable = [one for one in method.views if facts and one.suits(facts.kind, facts.task)] if method else []
+        suitable = views_of(facts)
         for view in suitable:
             self._maps.setdefault(view.name, PictureLayers(self.viewer, f" · {view.name}", grid=()))
         self.views = [ViewSection(self, view, self._maps[view.name]) for view in suitable]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QTimer
 
 from napari_med3dssl._widgets import button, button_row, wrapping
+from napari_med3dssl.explore_matrix import Matrices
 from napari_med3dssl.explore_pick import PickMode, Seeds, Voxel, draw_seeds
 from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.explore_sections import ExploreSection, view_point
@@ -60,11 +61,13 @@ class ViewSection(ExploreSection):
         self.stop_button = button("Stop", self.stop, "Keep what is drawn so far.")
         self.grid_button = button("2 × 2 view", self.toggle_grid, "Pictures side by side, or the scan again (Alt+G).")
         self.text = wrapping("")
+        self.matrices = Matrices()
         first = self.pick_button if view.point else self.show_button
         self.form.addRow(self.about)
         self.form.addRow(self.settings)
         self.form.addRow(button_row(first, self.stop_button, self.grid_button))
         self.form.addRow(self.text)
+        self.form.addRow(self.matrices)
         self.grid_button.setEnabled(False)
 
     def allow(self, possible: bool) -> None:
@@ -153,8 +156,9 @@ class ViewSection(ExploreSection):
 
         A drawing that was asked for comes to the front; one that only follows a slider leaves the view as it is.
         """
-        pictures = values["pictures"]
-        if not pictures:
+        pictures = [one for one in values["pictures"] if one["role"] != "matrix"]
+        self.matrices.show_all([one for one in values["pictures"] if one["role"] == "matrix"])
+        if not values["pictures"]:
             return
         follow = self._follow
         new = all(self._maps[picture["name"]] is None for picture in pictures)

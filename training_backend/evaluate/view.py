@@ -17,6 +17,7 @@ import numpy as np
 from training_backend.data.volume import Geometry, Shape, Volume
 from training_backend.errors import ConfigError, DataError
 from training_backend.methods.base import Frame, PreviewArray
+from training_backend.methods.shared_views import all_views
 
 if TYPE_CHECKING:
     from training_backend.data.prepare import InputProfile, Prepared
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and the grid that its array lies on (a token grid where an element is a token)."""
+    """One picture and the grid that its array lies on (a token grid where an element is a token).
+
+    A matrix lies nowhere; its grid is that of the view.
+    """
 
     picture: PreviewArray
     geometry: Geometry
@@ -71,7 +75,7 @@ class Drawing:
 def views_of(loaded: LoadedModel) -> tuple[ModelView, ...]:
     """What can be shown of a model besides features, similarity and attention."""
     task = loaded.config.task.name if loaded.config.task else None
-    return tuple(view for view in loaded.method.views if view.suits(loaded.kind, task))
+    return tuple(view for view in all_views(loaded.method) if view.suits(loaded.kind, task))
 
 
 def find_view(loaded: LoadedModel, name: str) -> ModelView:
@@ -79,7 +83,7 @@ def find_view(loaded: LoadedModel, name: str) -> ModelView:
     known = {view.name: view for view in views_of(loaded)}
     if name in known:
         return known[name]
-    for view in loaded.method.views:
+    for view in all_views(loaded.method):
         if view.name == name:
             needed = f"fine-tuned for {view.task}" if view.needs == "finetune" else "with its pre-training heads"
             raise ConfigError(f"{view.title} needs a model {needed}; this one is of kind {loaded.kind}.")
@@ -200,13 +204,17 @@ def draw_file(
 
 
 def write_pictures(pictures: Sequence[Picture], output: Path) -> list[Path]:
-    """Write each picture as ``NAME.nii.gz`` on its own grid; colours become one volume each."""
+    """Write each picture as ``NAME.nii.gz`` on its own grid; colours become one volume each, matrices ``NAME.csv``."""
     from training_backend.data.write import write_volume
 
     Path(output).mkdir(parents=True, exist_ok=True)
     written = []
     for one in pictures:
         name, array = one.picture.name, one.picture.array
+        if one.picture.role == "matrix":
+            written.append(Path(output) / f"{name}.csv")
+            np.savetxt(written[-1], array, fmt="%.6g", delimiter=",")
+            continue
         parts = {name: array}
         if one.picture.role == "rgb":
             parts = {f"{name}-{colour}": array[..., index] for index, colour in enumerate(("red", "green", "blue"))}
@@ -278,10 +286,13 @@ def _in_units(picture: PreviewArray, prepared: Prepared) -> PreviewArray:
 
 
 def _own_grid(view: Geometry, picture: PreviewArray) -> Geometry:
-    if picture.voxels == (1, 1, 1):
+    if picture.role == "matrix" or (picture.voxels == (1, 1, 1) and not any(picture.start)):
         return view
+    shape = picture.array.shape[:3]
     dz, dy, dx = (mm * n for mm, n in zip(view.spacing_mm, picture.voxels, strict=True))
-    return view.resampled((dz, dy, dx), _triple(np.array(picture.array.shape[:3])))
+    if any(picture.start):
+        view = view.cropped(picture.start, _triple(np.array(shape) * picture.voxels))
+    return view.resampled((dz, dy, dx), _triple(np.array(shape)))
 
 
 def _triple(values: np.ndarray[Any, Any]) -> Shape:

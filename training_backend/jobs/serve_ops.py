@@ -33,7 +33,7 @@ operation           parameters                                         values
 Answers about a model hold its facts too: `summary` (a sentence), `method`, `kind`, `task`, `depth`, `patch_size`,
 `contrasts`, `reconstructs`, and `views`, a list of `name`, `title`, `tip`, `point` and `options` (a JSON schema).
 `centre` and `point` are voxels (z, y, x) of the scan's own grid. A picture is `name`, `array`, `geometry` (of the
-array's own grid), `role`, `limits`, `classes`.
+array's own grid), `role`, `limits`, `classes`, `sides`; one of role "matrix" has no place in the scan.
 """
 
 from __future__ import annotations
@@ -190,7 +190,8 @@ class Session:
             raise RunError(f"Registration takes two scans, but {len(volumes)} were given.", "Choose a moving scan.")
         progress(0.0, "Registering")
         said = _saying(progress, "Registering")
-        found = register_volumes(ready.loaded, *volumes, labels, device=self.device, progress=said)
+        moving, fixed = volumes
+        found = register_volumes(ready.loaded, moving, fixed, labels, device=self.device, progress=said)
         return {
             **ready.facts,
             "warped": found.warped,
@@ -319,7 +320,7 @@ class Session:
         progress(0.0, "Reading the weights")
         found = open_source(config.weights)
         method = find_method(found.config.method.name)
-        config = config.updated({"method": found.config.method.model_dump()})
+        config = RunConfig.parse({**config.model_dump(), "method": found.config.method.model_dump()})
         network: Any = method.build_encoder(config) if config.task is not None else method.build(config)
         progress(0.6, "Comparing the weights with the network")
         report = transfer(network, found, config, encoder_only=config.task is not None)
@@ -393,6 +394,7 @@ def _picture(one: Picture) -> Values:
         "role": picture.role,
         "limits": picture.limits,
         "classes": classes,
+        "sides": list(picture.sides),
     }
 
 

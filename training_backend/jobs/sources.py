@@ -6,9 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training_backend.jobs.registry import list_runs
 from training_backend.weights import zoo
+
+if TYPE_CHECKING:
+    from training_backend.methods.base import ModelView
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,17 @@ def model_facts(source: str) -> ModelFacts | None:
         return ModelFacts(config["method"]["name"], told.get("kind", config.get("kind", "pretrain")), task)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def views_of(facts: ModelFacts | None) -> tuple[ModelView, ...]:
+    """What can be shown of a model besides features, similarity and attention, as far as its facts tell."""
+    from training_backend.config.registry import methods
+    from training_backend.methods.shared_views import all_views
+
+    method = methods().get(facts.method) if facts else None
+    if facts is None or method is None:
+        return ()
+    return tuple(view for view in all_views(method) if view.suits(facts.kind, facts.task))
 
 
 def run_sources(kind: str = "") -> list[WeightsSource]:

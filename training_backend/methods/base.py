@@ -62,15 +62,17 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class PreviewArray:
-    """A picture for the viewer, on the grid of the network input.
+    """A picture for the viewer, on the grid of the network input, or a matrix that has no place in the scan.
 
     Attributes:
         name: layer name, e.g. "reconstruction".
-        array: (z, y, x), or (z, y, x, 3) for role "rgb".
-        role: "image", "labels", "heatmap", "error", "mask" or "rgb".
+        array: (z, y, x), (z, y, x, 3) for role "rgb", or (rows, columns) for role "matrix".
+        role: "image", "labels", "heatmap", "error", "mask", "rgb" or "matrix".
         voxels: input voxels covered by one element along (z, y, x): (1, 1, 1) for images, the patch size for tokens.
         limits: contrast limits, or None for the data's own.
         classes: class names by label value, for role "labels".
+        start: (z, y, x) of the input voxel at which the array begins.
+        sides: what a row and a column of a matrix are, e.g. ("crop", "cell").
     """
 
     name: str
@@ -79,6 +81,8 @@ class PreviewArray:
     voxels: tuple[int, int, int] = (1, 1, 1)
     limits: tuple[float, float] | None = None
     classes: Mapping[int, str] = field(default_factory=dict)
+    start: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    sides: tuple[str, str] = ("row", "column")
 
 
 class Encoder(Protocol):

@@ -14,6 +14,7 @@ from training_backend.errors import ConfigError
 from training_backend.methods import voco_stages as stages
 from training_backend.methods.base import Batch, Card, Encoder, Method, PreviewArray, Snapshot, StepOutput
 from training_backend.methods.voco_settings import PRESETS, REGIONS, SIZES, implied
+from training_backend.methods.voco_views import VIEWS
 
 if TYPE_CHECKING:
     import torch
@@ -357,6 +358,7 @@ METHOD = Method(
     encoder=lambda network: network,  # type: ignore[arg-type, return-value]
     build_encoder=build_encoder,
     family="voco",
+    views=VIEWS,
     streams=streams,
     snapshot=snapshot,
 )
