@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qtpy.QtGui import QResizeEvent
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
 from napari_med3dssl._widgets import SIGNS
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from training_backend.data.manifest import CaseRecord
 
 COLUMNS = ("", "Case", "Voxels", "mm", "Label", "Split")
+NAME_WIDTH = 90
+"""Pixels that the names of cases get at least; what then has no room is reached by scrolling."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Row:
             return (self.sign, name, "", "", "left out", "")
         image = self.case.images[0] if self.case.images else None
         voxels = "×".join(map(str, image.shape)) if image is not None and image.shape else "?"
-        spacing = "×".join(f"{mm:.3g}" for mm in image.spacing_mm) if image is not None and image.spacing_mm else "?"
+        spacing = in_mm(image.spacing_mm) if image is not None and image.spacing_mm else "?"
         target = "" if self.case.target is None else ", ".join(f"{value:g}" for value in self.case.target)
         label = "voxels" if self.case.label is not None else target or "none"
         split = "excluded" if self.case.excluded else "drawn" if self.split_drawn else self.case.split
@@ -74,7 +77,7 @@ class CaseTable(QTableWidget):
         header = self.horizontalHeader()
         header.setMinimumSectionSize(24)
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(1, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(1, QHeaderView.ResizeMode.Interactive)
 
     def show_rows(self, rows: Sequence[Row]) -> None:
         """Show these rows, those with something wrong first; the chosen cases stay chosen."""
@@ -91,6 +94,7 @@ class CaseTable(QTableWidget):
             if row.case is not None and row.case.id in chosen:
                 self.selectRow(index)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
+        self._fit_names()
 
     def chosen(self) -> list[CaseRecord]:
         """Cases of the selected rows."""
@@ -102,3 +106,21 @@ class CaseTable(QTableWidget):
     def current(self) -> Row | None:
         """The row with the keyboard focus."""
         return self.rows[self.currentRow()] if 0 <= self.currentRow() < len(self.rows) else None
+
+    def resizeEvent(self, event: QResizeEvent | None) -> None:  # noqa: N802
+        """Give the names of cases all the room that the other columns leave."""
+        super().resizeEvent(event)
+        self._fit_names()
+
+    def _fit_names(self) -> None:
+        header, view = self.horizontalHeader(), self.viewport()
+        if header is None or view is None:
+            return
+        others = header.length() - header.sectionSize(1)
+        header.resizeSection(1, max(NAME_WIDTH, view.width() - others))
+
+
+def in_mm(spacing: Sequence[float]) -> str:
+    """``0.625`` for cubes, ``5×0.7×0.7`` for all others."""
+    texts = [f"{mm:.3g}" for mm in spacing]
+    return texts[0] if len(set(texts)) == 1 else "×".join(texts)

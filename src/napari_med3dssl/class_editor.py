@@ -43,8 +43,11 @@ class ClassEditor(QTableWidget):
         return tuple(entered.get(i, "background" if i == 0 else f"unused {i}") for i in range(max(entered) + 1))
 
     def show_classes(self, entries: Sequence[ClassEntry]) -> None:
-        """Show these classes."""
-        self._entries = tuple(entry for entry in entries if entry.index != 0)
+        """Show these classes; names that were entered stay as long as the classes do."""
+        shown = tuple(entry for entry in entries if entry.index != 0)
+        if shown and shown == self._entries:
+            return
+        self._entries = shown
         self.blockSignals(True)
         self.setRowCount(len(self._entries))
         for row, entry in enumerate(self._entries):

@@ -76,6 +76,7 @@ class DataPanel(QWidget):
         self.described: Described | None = None
         self.dataset: Dataset | None = None
         self._job: _work.Job | None = None
+        self._before: list[Described | dict[str, CaseRecord]] = []
         self.setAcceptDrops(True)
         self._build()
         state.follow(self, state.dataset_changed, self._on_dataset_changed)
@@ -197,11 +198,13 @@ class DataPanel(QWidget):
         self.split: QComboBox = combo("Split of the chosen cases")
         self.split.addItems(["Move to…", *SPLITS])
         self.split.activated.connect(self._move)
+        self.undo_button = button("Undo", self.undo, "Take back the last change of cases.")
         return button_row(
             button("Preview", self.preview, "Open the chosen case as layers; so does a double click."),
             button("Exclude / include", self._toggle_excluded, "Leave cases out of training, or take them back."),
             button("Without label", self._drop_labels, "Use cases whose label map is wrong as unlabelled ones."),
             self.split,
+            self.undo_button,
             button("Add open layers", self.add_open_layers, "Add what the viewer shows to the dataset as a case."),
         )
 
@@ -288,6 +291,7 @@ class DataPanel(QWidget):
 
     def _show_described(self, described: Described) -> None:
         self.described, self.dataset = described, None
+        self._before = []
         self.name.setText(described.info.name)
         self.output.show_path(_datasets_folder() / _file_safe(described.info.name))
         cases, problems = len(described.cases), len(described.problems)
@@ -302,6 +306,8 @@ class DataPanel(QWidget):
         from training_backend.data.dataset import Dataset
 
         self._list_used()
+        if self.dataset is None or self.dataset.folder != folder:
+            self._before = []
         self.dataset = None
         if folder is not None:
             try:
@@ -320,6 +326,8 @@ class DataPanel(QWidget):
         self._use_dataset(output)
         stored, left_out = len(report["ok"]), len(report["quarantined"])
         text = f"{stored} cases are stored in {output.name}"
+        excluded = stored - len(self.dataset.cases()) if self.dataset is not None else 0
+        text += f", {excluded} of them excluded from training" if excluded else ""
         if left_out:
             self.notice.say("warning", f"{text}; {left_out} could not be used, their rows say why.")
         else:
@@ -327,7 +335,7 @@ class DataPanel(QWidget):
 
     def _added(self, case: CaseRecord) -> None:
         self.notice.say("ok", f"{case.id} was added to the dataset ({case.split}).")
-        self._refresh()
+        self._tell_others()
 
     def _rows(self) -> list[Row]:
         if self.described is not None:
@@ -347,6 +355,7 @@ class DataPanel(QWidget):
             widget.setVisible(bool(rows))
         self.empty.setVisible(not rows)
         self.saving.setVisible(self.described is not None)
+        self.undo_button.setEnabled(bool(self._before))
         self.busy.setVisible(self._job is not None and self._job.running)
         self._tell_size()
         self._tell_row()
@@ -364,37 +373,69 @@ class DataPanel(QWidget):
             config = self.form.config()
         except Med3dError:
             return
-        used = [case for case in self.described.cases if not case.excluded]
-        gigabytes = predicted_bytes(used, config) / 1e9  # type: ignore[arg-type]
-        self.size.setText(f"The store of {len(used)} cases will take at most {gigabytes:.2f} GB.")
+        cases = self.described.cases
+        gigabytes = predicted_bytes(cases, config) / 1e9  # type: ignore[arg-type]
+        excluded = sum(case.excluded for case in cases)
+        which = f"{len(cases)} cases, {excluded} of them excluded for now," if excluded else f"{len(cases)} cases"
+        self.size.setText(f"The store of {which} will take at most {gigabytes:.2f} GB.")
 
     def _change(self, change: Callable[[CaseRecord], dict[str, Any]]) -> None:
         """Replace the chosen cases by changed copies, in the description or in the dataset on disk."""
         chosen = {case.id: case.model_copy(update=change(case)) for case in self.table.chosen()}
         if self.described is not None:
+            self._before.append(self.described)
             self.described = replace(self.described, cases=[chosen.get(case.id, case) for case in self.described.cases])
-        elif self.dataset is not None:
-            before = dict(self.dataset.records)
-            self.dataset.records.update(chosen)
-            try:
-                self.dataset.save()
-            except Med3dError as error:
-                self.dataset.records = before
-                self.notice.say("error", str(error))
+        elif self.dataset is not None and chosen:
+            before = {id: self.dataset.records[id] for id in chosen}
+            if self._write(chosen):
+                self._before.append(before)
         self._refresh()
 
+    def _write(self, cases: dict[str, CaseRecord]) -> bool:
+        """Replace cases of the dataset on disk; a change that is refused leaves everything as it was."""
+        if self.dataset is None:
+            return False
+        before = dict(self.dataset.records)
+        self.dataset.records.update(cases)
+        try:
+            self.dataset.save()
+        except Med3dError as error:
+            self.dataset.records = before
+            self.notice.say("error", str(error))
+            return False
+        self._tell_others()
+        return True
+
+    def undo(self) -> None:
+        """Take back the last exclusion, move or dropped label of the cases shown."""
+        if not self._before:
+            return
+        before = self._before.pop()
+        if isinstance(before, dict):
+            self._write(before)
+        else:
+            self.described = before
+        self._refresh()
+
+    def _tell_others(self) -> None:
+        """Let the other panels count the cases of the dataset again."""
+        self.state.dataset_changed.emit(self.state.dataset)
+
     def _toggle_excluded(self) -> None:
-        self._change(lambda case: {"excluded": not case.excluded})
+        """Exclude the chosen cases; when all of them are excluded already, take them back."""
+        exclude = not all(case.excluded for case in self.table.chosen())
+        self._change(lambda case: {"excluded": exclude})
 
     def _drop_labels(self) -> None:
         self._change(lambda case: {"label": None})
 
     def _move(self, index: int) -> None:
         if index > 0:
+            self._change(lambda case: {"split": SPLITS[index - 1]})
             if self.described is not None:
                 given = self.described.given_splits | {case.id for case in self.table.chosen()}
                 self.described = replace(self.described, given_splits=given)
-            self._change(lambda case: {"split": SPLITS[index - 1]})
+                self._refresh()
         self.split.setCurrentIndex(0)
 
     def _new_from_layers(self) -> None:

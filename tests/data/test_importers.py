@@ -74,6 +74,28 @@ def test_label_maps_find_their_scan_by_name_then_by_grid(tmp_path, phantoms):
     assert "lost_seg.nii.gz is a label map by its name, but no scan beside it fits" in reasons(found)[0]
 
 
+def test_arrays_in_a_plain_folder_bring_the_label_map_beside_their_image(tmp_path):
+    def put_arrays(name, **arrays):
+        with h5py.File(tmp_path / name, "w") as file:
+            for key, array in arrays.items():
+                file[key] = array
+
+    image = np.zeros(SMALL, np.float32)
+    put_arrays("a.h5", image=image, label=np.ones(SMALL, np.uint8))
+    put_arrays("b.h5", image=image, label=np.uint8(1))  # a class, not a label map
+    put_arrays("c.h5", image=image)
+    np.savez(tmp_path / "d.npz", volume=image, seg=np.ones(SMALL, np.uint8))
+    found = by_id(describe(tmp_path))
+    assert {id: case.label and (case.label.path, case.label.key) for id, case in found.items()} == {
+        "a": ("a.h5", "label"),
+        "b": None,
+        "c": None,
+        "d": ("d.npz", "seg"),
+    }
+    [alone] = describe(tmp_path / "a.h5").cases
+    assert alone.label.key == "label"
+
+
 def test_one_file(tmp_path, phantoms):
     path = put(phantoms[0].volume, tmp_path / "one scan.nii.gz")
     [case] = describe(path).cases

@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QInputDialog
 
 from napari_med3dssl import _layers, _prepare, _samples
 from napari_med3dssl._state import State
+from napari_med3dssl.case_table import in_mm
 from napari_med3dssl.data_panel import DataPanel
 from training_backend.data.dataset import Dataset
 from training_backend.data.importers import describe
@@ -87,6 +88,54 @@ def test_cases_are_excluded_moved_and_saved(described: DataPanel, wait: Callable
     assert saved.case("case_002").label is None
     assert panel.table.isVisible()
     assert not panel.saving.isVisible()
+
+
+def test_changes_of_cases_are_taken_back(described: DataPanel) -> None:
+    panel = described
+    before = panel.described
+    assert not panel.undo_button.isEnabled()
+    panel.table.selectRow(0)
+    panel._drop_labels()
+    panel._move(2)
+    assert panel.table.item(0, 4).text() != "voxels"
+    assert panel.table.item(0, 5).text() == "val"
+    panel.undo_button.click()
+    assert panel.table.item(0, 5).text() == "drawn"
+    panel.undo_button.click()
+    assert panel.described == before
+    assert panel.table.item(0, 4).text() == "voxels"
+    assert not panel.undo_button.isEnabled()
+
+
+def test_excluding_a_mixed_choice_excludes_all_and_excluded_cases_are_counted(described: DataPanel) -> None:
+    panel = described
+    panel.table.selectRow(0)
+    panel._toggle_excluded()
+    panel.table.selectAll()
+    panel._toggle_excluded()
+    assert {panel.table.item(row, 5).text() for row in range(4)} == {"excluded"}
+    assert "4 cases, 4 of them excluded for now," in panel.size.text()
+    panel._toggle_excluded()
+    assert {panel.table.item(row, 5).text() for row in range(4)} == {"drawn"}
+
+
+def test_names_of_cases_are_readable_at_400_pixels(described: DataPanel) -> None:
+    table = described.table
+    assert table.columnWidth(1) >= table.fontMetrics().horizontalAdvance("case_000")
+    assert in_mm((0.625, 0.625, 0.625)) == "0.625"
+    assert in_mm((5, 0.7, 0.7)) == "5×0.7×0.7"
+
+
+def test_other_panels_hear_of_changed_cases(panel: DataPanel, dataset: Path, tmp_path: Path) -> None:
+    panel.open_folder(shutil.copytree(dataset, tmp_path / "set"))
+    told: list[int] = []
+    panel.state.dataset_changed.connect(lambda folder: told.append(len(Dataset.open(folder).cases())))
+    panel.table.selectRow(0)
+    panel._toggle_excluded()
+    assert told == [3]
+    panel.undo_button.click()
+    assert told == [3, 4]
+    assert not any(case.excluded for case in Dataset.open(tmp_path / "set").records.values())
 
 
 def test_a_damaged_scan_is_left_out_with_its_reason(

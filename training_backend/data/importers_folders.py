@@ -22,6 +22,7 @@ _PAIRS = tuple(
 )
 _MARK = re.compile(r"(?i)(^|[._ -])(seg|segmentation|label|labels|mask|gt)(?=$|[._ -])")
 _BESIDE = {".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".list", ".yaml", ".yml", ".xlsx", ".bval", ".bvec", ".py"}
+_LABEL_KEYS = ("label", "labels", "mask", "seg", "segmentation")  # arrays of .h5 and .npz files
 _TAKEN = ("anat", "ct", "pet")
 
 
@@ -34,10 +35,11 @@ def plain(path: Path) -> Drafts:
     """Any folder of scans, DICOM folders among them, or one scan.
 
     Files called ``..._seg``, ``label``, ``mask`` and so on are label maps of the scan with the same name, else of the
-    only one on the same grid. A subject is a folder below the top one, or else each scan.
+    only one on the same grid; an array called ``label`` or the like, of the image's shape, inside a .h5 or .npz
+    file is its label map. A subject is a folder below the top one, or else each scan.
     """
     if path.is_file():
-        return Drafts("folder", path.parent, [Draft(stem(path), (Source(path),))], name=stem(path))
+        return Drafts("folder", path.parent, [Draft(stem(path), (Source(path),), _inside(path))], name=stem(path))
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     scans = [file for file in files if is_scan(file)]
     images = [file for file in scans if not _MARK.search(stem(file))]
@@ -58,7 +60,12 @@ def plain(path: Path) -> Drafts:
         if file not in known and file.suffix.lower() not in _BESIDE
     ]
     cases = [
-        Draft(_name(path, source), (source,), pairs.get(source), subject=subject or _subject(path, source.path))
+        Draft(
+            _name(path, source),
+            (source,),
+            pairs.get(source) or _inside(source.path),
+            subject=subject or _subject(path, source.path),
+        )
         for source, subject in sources
     ]
     return Drafts("folder", path, cases, problems)
@@ -262,6 +269,19 @@ def _name(root: Path, source: Source) -> str:
 def _subject(root: Path, path: Path) -> str:
     parts = path.relative_to(root).parts
     return parts[0] if len(parts) > 1 else ""
+
+
+def _inside(file: Path) -> Source | None:
+    """The label map that a .h5 or .npz file holds beside its image."""
+    if suffix_of(file) not in (".h5", ".hdf5", ".npz"):
+        return None
+    for key in _LABEL_KEYS:
+        try:
+            if probe(file, key=key).shape == probe(file).shape:
+                return Source(file, key=key, contrast="label")
+        except Med3dError:  # there is none of this name, or `describe` says what is wrong with the image
+            continue
+    return None
 
 
 def _has(file: Path, key: str) -> bool:
