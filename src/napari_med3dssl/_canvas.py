@@ -93,8 +93,9 @@ class PatientView:
                 overlay.text, overlay.gridded = letter, gridded
                 overlay.visible = wanted and bool(letter) and not (gridded and edge == "top")  # names stand there
         if self._badge is not None:
-            self._badge.text = self.badge()
-            self._badge.visible = bool(self._badge.text)
+            badge = self.badge()
+            self._badge.text = f"{badge}\n" if badge else ""  # a line above the letter at the bottom
+            self._badge.visible = bool(badge)
 
     def _facts(self, viewer: Any) -> list[dict[str, Any]]:
         found = [] if viewer is None else [facts_of(layer) for layer in viewer.layers]

@@ -13,6 +13,9 @@ from training_backend.data.classes import class_table
 from training_backend.data.volume import Geometry
 from training_backend.errors import DataError
 
+BELOW = ("mask", "error")
+"""Roles of pictures that would hide what there is to see first, so that their layers begin hidden."""
+
 
 def read_pictures(folder: Path) -> list[dict[str, Any]]:
     """Pictures of one preview folder: name, array, geometry of the array's own grid, role, limits, classes.
@@ -25,6 +28,15 @@ def read_pictures(folder: Path) -> list[dict[str, Any]]:
         return [_picture(folder, Geometry.from_dict(facts["geometry"]), entry) for entry in facts["arrays"]]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"The pictures in {folder.name} cannot be read: {error}.") from error
+
+
+def picture_line(folder: Path) -> str:
+    """Which case and step the pictures of a preview folder are of; empty when it is gone."""
+    try:
+        facts = json.loads((folder / "preview.json").read_text(encoding="utf-8"))
+        return f"Pictures of {facts['case']} at step {facts['step']}."
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def picture_of(array: Any, geometry: Geometry, entry: dict[str, Any]) -> dict[str, Any]:

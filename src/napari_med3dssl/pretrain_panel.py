@@ -23,6 +23,10 @@ from training_backend.errors import ConfigError, Med3dError
 
 HIDDEN = ("kind", "preset", "weights", "task", "data.dataset")
 """Settings that other controls of the panel decide."""
+MASKED = (
+    "One view as the network gets it lies over the scan: whole below, masked above; hide the upper layer to compare. "
+    "The run draws other places of every scan in each epoch."
+)
 NO_DATA = "Choose a dataset in the Data tab first; a small generated one is made there with one click."
 
 
@@ -189,6 +193,7 @@ class PretrainPanel(QWidget):
         mask = self._pictures["mask"]
         if mask is not None:
             mask.visible = False
+        self.launch.notice.say("info", MASKED)
 
 
 def dataset_line(folder: Path | None) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from qtpy.QtWidgets import QAbstractItemView, QDialog, QTableWidget, QTableWidgetItem, QVBoxLayout, QWidget
 
 from napari_med3dssl import _layers, _work
-from napari_med3dssl._previews import read_pictures
+from napari_med3dssl._previews import BELOW, picture_line, read_pictures
 from napari_med3dssl._widgets import Notice, button, button_row, wrapping
 from napari_med3dssl.explore_pictures import PictureLayers
 from training_backend.errors import DataError
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from training_backend.data.dataset import Dataset
     from training_backend.data.manifest import ClassEntry
     from training_backend.jobs.registry import RunSummary
+
+TRUTH = " · truth"
+"""End of the name of a layer of ground truth."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,11 @@ def open_results(owner: QWidget, viewer: Any, run: RunSummary, notice: Notice) -
 
     def draw(pictures: list[dict[str, Any]]) -> None:
         layers = PictureLayers(viewer, f" · {run.name}")
-        layers.show(pictures)
+        for picture, layer in zip(pictures, layers.show(pictures), strict=True):
+            layer.visible = picture["role"] not in BELOW
         layers.link_contrast()
         viewer.reset_view()
-        notice.say("ok", f"Opened the pictures of {folders[-1].name.replace('_', ' ')}.")
+        notice.say("ok", picture_line(folders[-1]))
 
     _work.start(owner, read_pictures, folders[-1], done=draw, failed=lambda text: notice.say("error", text))
 
@@ -102,11 +106,11 @@ def case_layers(case: CaseResult, classes: tuple[ClassEntry, ...]) -> list[_laye
     from training_backend.data.read import read_classes, read_volume
 
     layers = [_layers.volume_layer(read_volume(case.image), name=case.case)] if case.image.exists() else []
-    for path, what, values in ((case.label, "truth", case.values), (case.prediction, "prediction", {})):
+    for path, what, values in ((case.label, TRUTH, case.values), (case.prediction, " · prediction", {})):
         if path is None or not path.exists():
             continue
         labels = read_classes(path, values=values)
-        layers.append(_layers.labels_layer(labels.array, labels.geometry, f"{case.case} · {what}", classes))
+        layers.append(_layers.labels_layer(labels.array, labels.geometry, f"{case.case}{what}", classes))
     if not layers:
         raise DataError(f"The files of {case.case} are gone.", "Put the dataset back where the run found it.")
     features = layers[-1][1].get("features")
@@ -160,7 +164,9 @@ class ResultsDialog(QDialog):
             self.open_case(self.table.currentRow())
 
     def _add(self, layers: list[_layers.LayerData]) -> None:
-        replace_layers(self._viewer, layers)
+        for layer in replace_layers(self._viewer, layers):
+            if layer.name.endswith(TRUTH):
+                layer.contour = 1  # both have the colours of the class table; this one is the line
         self.notice.clear()
 
     def _complain(self, text: str) -> None:

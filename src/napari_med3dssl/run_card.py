@@ -46,6 +46,8 @@ class RunCard(QWidget):
         self.bar = QProgressBar()
         self.bar.setAccessibleName("Progress of the run")
         self.facts = wrapping("")
+        self.pictured = wrapping("")
+        self.pictured.hide()
         self.notice = Notice()
         self.plot = LossPlot(viewer)
         self.previews = QCheckBox("Live previews")
@@ -71,7 +73,7 @@ class RunCard(QWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(4)
-        for widget in (self.name, self.bar, self.state, self.facts, self.notice):
+        for widget in (self.name, self.bar, self.state, self.facts, self.pictured, self.notice):
             column.addWidget(widget)
         column.addWidget(self._row)
         column.addWidget(split, 1)
@@ -80,6 +82,7 @@ class RunCard(QWidget):
         """Show another run, of which nothing has been read yet."""
         self.log.clear()
         self.notice.clear()
+        self.tell_pictures("")
         self.plot.show_series({})
         self.show_summary(run)
 
@@ -106,6 +109,11 @@ class RunCard(QWidget):
         if allowed != self._allowed:
             self._allowed = allowed
             fill_row(self._row, [*(self.buttons[action] for action in allowed), self.previews])
+
+    def tell_pictures(self, sentence: str) -> None:
+        """Say what the pictures that lie in the viewer are of."""
+        self.pictured.setText(sentence)
+        self.pictured.setVisible(bool(sentence))
 
     def _append(self, text: str) -> None:
         """Add to the log; it follows its end until the reader scrolls up."""

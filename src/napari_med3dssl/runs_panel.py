@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_med3dssl import _work
-from napari_med3dssl._previews import read_pictures
+from napari_med3dssl._previews import BELOW, picture_line, read_pictures
 from napari_med3dssl._settings import preference
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, Page, button, button_row, copy_text, wrapping
@@ -251,9 +251,11 @@ class RunsPanel(QWidget):
         if folder == self.monitor.preview or time.monotonic() - when < pause:
             return
         self._drawn = (self.monitor.preview, time.monotonic())
-        _work.start(self, read_pictures, self.monitor.preview, done=self._begin_drawing, failed=lambda _: None)
+        _work.start(self, _read_preview, self.monitor.preview, done=self._begin_drawing, failed=lambda _: None)
 
-    def _begin_drawing(self, pictures: list[dict[str, Any]]) -> None:
+    def _begin_drawing(self, found: tuple[list[dict[str, Any]], str]) -> None:
+        pictures, sentence = found
+        self.card.tell_pictures(sentence)
         first = not self._pending
         self._pending = list(pictures)
         if first:
@@ -262,7 +264,11 @@ class RunsPanel(QWidget):
     def _draw_one(self) -> None:
         """Draw one picture per turn of the event loop: making a layer takes napari a tenth of a second."""
         if self._pending:
-            self._pictures.show([self._pending.pop(0)])
+            picture = self._pending.pop(0)
+            is_new = self._pictures[picture["name"]] is None
+            [layer] = self._pictures.show([picture])
+            if is_new and picture["role"] in BELOW:
+                layer.visible = False
             QTimer.singleShot(20, self._draw_one)
 
     def _copy_command(self, run: RunSummary) -> None:
@@ -291,6 +297,10 @@ def _look_at_disk(monitor: Monitor | None) -> tuple[list[RunSummary], Update | N
     from training_backend.jobs.registry import list_runs
 
     return list_runs(), monitor.update() if monitor is not None else None
+
+
+def _read_preview(folder: Path) -> tuple[list[dict[str, Any]], str]:
+    return read_pictures(folder), picture_line(folder)
 
 
 def _ask_run(action: str, path: Path) -> None:

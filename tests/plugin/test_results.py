@@ -83,6 +83,7 @@ def test_opening_results_shows_the_worst_case_and_others_on_demand(
     owner, notice = shown(QWidget()), Notice()
     open_results(owner, state.viewer, summary(finished), notice)
     wait(lambda: len(state.viewer.layers) == 3)
+    assert [getattr(layer, "contour", None) for layer in state.viewer.layers] == [None, 1, 0]  # told apart by the line
     dialog = owner.findChild(ResultsDialog)
     assert dialog.table.item(0, 0).text() == "case_001"
     assert [dialog.table.item(1, column).text() for column in (1, 2, 3)] == ["0.750", "1.000", "0.500"]

@@ -198,6 +198,9 @@ def test_live_previews_are_layers_on_the_scan_s_grid_renewed_in_place(
     shown.card.previews.setChecked(True)
     wait(lambda: len(state.viewer.layers) == 2)
     image, mask = state.viewer.layers
+    assert image.visible
+    assert not mask.visible  # it would hide the pictures below
+    assert shown.card.pictured.text() == "Pictures of a at step 10."
     np.testing.assert_allclose(image.data_to_world((0, 0, 0)), (-5, 4, 3))
     np.testing.assert_allclose(mask.data_to_world((0, 0, 0)), image.data_to_world((1.5, 1.5, 1.5)))
     write_preview(run, 20, 0.75)
