@@ -310,3 +310,13 @@ def test_a_process_killed_at_work_is_replaced_and_finishes(
     answer = client.request("features", source=models["mae"], volumes=[shifted], progress=progress)
     assert answer["tokens"].shape == (5, 9, 7, 192)
     assert client.pid not in (None, killed[0])
+
+
+def test_an_import_report_is_about_the_network_that_the_weights_ask_for(
+    client: ServeClient, models: dict[str, str]
+) -> None:
+    for name in ("mae", "ar"):  # the form is still at mae3d when weights of another method are chosen
+        config = finetune_config("segmentation", "tiny", Path("somewhere"), changes={"weights": models[name]})
+        values = client.request("import_report", config=config.model_dump(mode="json"))
+        assert values["method"]["name"] == {"mae": "mae3d", "ar": "ar"}[name]
+        assert values["encoder_matched"] == values["encoder"] > 0
