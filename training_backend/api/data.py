@@ -197,7 +197,7 @@ def recipes_list(system: str = "") -> Table:
     from training_backend.config.recipes import recipes
 
     which = () if system else ("system",)
-    table = Table(("recipe", *which, "task", "modality", "channels", "classes", "what"))
+    table = Table(("recipe", *which, "task", "scan", "in", "classes", "what"))
     for name, found in recipes(system).items():
         facts, owner = found.dataset, () if system else (found.system,)
         table.add(name, *owner, found.task, facts.modality, len(facts.channels), len(facts.classes), found.title)
