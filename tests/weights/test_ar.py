@@ -129,6 +129,9 @@ def test_the_published_widths_tell_the_heads_and_other_widths_ask(tmp_path: Path
     assert model.config.method.heads == 12
     assert model.config.data.size == (128, 128, 128)
     assert len(model.card["notes"]) == 3
+    assert str(model.report).endswith(
+        "Targets normalised patch by patch are assumed, as published; see method.norm_pixel_loss."
+    )
 
 
 @pytest.mark.parametrize(("case", "name"), [("seg_unetr_2cls", "segmentation"), ("nodule_cls", "classification")])

@@ -31,6 +31,7 @@ class ImportReport:
         unexpected: in the file and unknown to its family.
         licence: of the weights, as far as it is known.
         encoder: tensors of the network's encoder, `encoder_matched` of which were taken over.
+        notes: sentences on what was assumed, since the file does not tell it.
     """
 
     source: str
@@ -45,6 +46,7 @@ class ImportReport:
     encoder: int
     encoder_matched: int
     licence: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -77,7 +79,7 @@ class ImportReport:
             more = ", ..." if len(names) > _SHOWN else ""
             shown = "" if fate == "matched" else ", ".join(names[:_SHOWN]) + more
             lines.append(f"  {fate:10} {len(entries):5}  {shown}".rstrip())
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with the share."""

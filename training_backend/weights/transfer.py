@@ -93,6 +93,7 @@ def _report(source: Source, fates: Mapping[str, list[Any]], encoder: set[str]) -
         encoder=len(encoder),
         encoder_matched=len(encoder & matched),
         licence=str(source.card.get("licence", "")),
+        notes=source.notes,
     )
 
 
