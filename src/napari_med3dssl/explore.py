@@ -106,6 +106,7 @@ class ExplorePanel(QWidget):
         doing: str,
         partial: Callable[[dict[str, Any]], None] | None = None,
         stopped: str = "Cancelled; nothing was changed.",
+        scan: Any = None,
         **params: Any,
     ) -> bool:
         """Send a request for the present scan and model, show how it goes, and hand its values to `then`.
@@ -116,6 +117,7 @@ class ExplorePanel(QWidget):
             doing: what is said meanwhile.
             partial: gets states of the values to come; of those that come too fast to be drawn, only the newest.
             stopped: what is said after a cancel.
+            scan: layer of another scan than the present one.
             params: of the operation.
 
         Returns:
@@ -124,7 +126,7 @@ class ExplorePanel(QWidget):
         if self.busy or not self._ready():
             return False
         try:
-            params["volumes"] = [volume_of(layer) for layer in contrasts(self.viewer, self.scan)]
+            params["volumes"] = [volume_of(layer) for layer in contrasts(self.viewer, scan or self.scan)]
         except Med3dError as error:
             self.notice.say("error", str(error))
             return False
@@ -143,6 +145,11 @@ class ExplorePanel(QWidget):
         )
         self._refresh()
         return True
+
+    def compute_other(self, scan: Any, then: Callable[[Features], None]) -> bool:
+        """Have the tokens of another scan computed, to look in it for what was picked in the present one."""
+        doing = f"Computing features of {scan.name}…"
+        return self.ask("features", lambda values: then(_features(values)), doing, scan=scan)
 
     def compute_features(self) -> None:
         """Have the tokens of the present scan computed (or read from the cache)."""
@@ -271,7 +278,7 @@ class ExplorePanel(QWidget):
         self._refresh()
 
     def _keep_features(self, values: dict[str, Any]) -> None:
-        self.features = Features(values["tokens"], values["geometry"], values["body"], values["index"])
+        self.features = _features(values)
         d, h, w, width = self.features.tokens.shape
         how = "read from the cache" if values["cached"] else "computed"
         self.notice.say("ok", f"Features {how}: {d} × {h} × {w} tokens of {width} numbers.")
@@ -300,6 +307,7 @@ class ExplorePanel(QWidget):
         self.scan_box.blockSignals(False)
         if self.scan is not chosen:
             self._forget_features()
+        self.similarity.offer([layer for layer in self._scans if layer is not self.scan])
         self._refresh()
 
     def _take_first(self, found: list[WeightsSource]) -> None:
@@ -320,6 +328,7 @@ class ExplorePanel(QWidget):
         self.features = None
         self.leave_picking()
         self.similarity.forget()
+        self.similarity.offer([layer for layer in self._scans if layer is not self.scan])
         for section in self.views:
             section.forget()
         self._refresh()
@@ -354,6 +363,10 @@ class ExplorePanel(QWidget):
         viewer.layers.events.removed.disconnect(self._refresh_scans)
         for key in self._bound:
             viewer.bind_key(key, None)
+
+
+def _features(values: dict[str, Any]) -> Features:
+    return Features(values["tokens"], values["geometry"], values["body"], values["index"])
 
 
 def _prepared(values: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,14 @@ class TokenIndex:
 
     def similarity(self, positive: Sequence[Index], negative: Sequence[Index] = ()) -> Floats:
         """Mean cosine to the `positive` tokens less the mean cosine to the `negative` ones, [d, h, w]."""
-        query = self._mean(positive) - self._mean(negative)
+        return self.matches(self.query(positive, negative))
+
+    def query(self, positive: Sequence[Index], negative: Sequence[Index] = ()) -> Floats:
+        """What `matches` looks for, [E]: the mean of the `positive` tokens less that of the `negative` ones."""
+        return self._mean(positive) - self._mean(negative)
+
+    def matches(self, query: Floats) -> Floats:
+        """Likeness [d, h, w] of each token to `query` [E], which may be of another scan under the same model."""
         result: Floats = (self._unit @ query).reshape(self.grid)
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from superqt import QLabeledDoubleRangeSlider, QLabeledDoubleSlider
 
 from napari_med3dssl import _compat, _work
 from napari_med3dssl._layers import add, geometry_of, labels_layer
-from napari_med3dssl._widgets import Section, button, button_row, wrapping
+from napari_med3dssl._widgets import Section, button, button_row, combo, wrapping
 from napari_med3dssl.explore_maths import PcaMap, contrast_limits, on_scan, pca_rgb, token_at
 from napari_med3dssl.explore_pick import PickMode, Seeds, draw_seeds
 from napari_med3dssl.explore_pictures import PictureLayers
@@ -46,7 +47,7 @@ class ExploreSection(Section):
 
 
 class SimilaritySection(ExploreSection):
-    """Click a voxel; a heat map shows what the model finds alike."""
+    """Click a voxel; a heat map shows what the model finds alike, in this scan or in another open one."""
 
     def __init__(self, panel: ExplorePanel) -> None:
         tip = "Click a place in the scan; the heat map shows where the model sees something alike."
@@ -55,6 +56,12 @@ class SimilaritySection(ExploreSection):
         self._maps = PictureLayers(panel.viewer)
         self._seeds_layer: Any = None
         self._values: Any = None
+        self._others: list[Any] = []
+        self._features: WeakKeyDictionary[Any, Features] = WeakKeyDictionary()
+        self.where = combo("Look in")
+        self.where.setToolTip("Scan over which the map is drawn; the places to look for are picked in the scan above.")
+        self.where.currentIndexChanged.connect(self._on_where)
+        self.match_text = wrapping("")
         self.pick_button = button(
             "Pick voxel", self._toggled, "Click in the scan: Shift adds, Ctrl excludes, Esc leaves (Alt+X)."
         )
@@ -78,8 +85,10 @@ class SimilaritySection(ExploreSection):
         self.labels_button = button(
             "To labels", self.to_labels, "Make a labels layer of all voxels above the threshold."
         )
+        self.form.addRow("Look in", self.where)
         self.form.addRow(self.seeds_text)
         self.form.addRow(button_row(self.pick_button, self.clear_button))
+        self.form.addRow(self.match_text)
         self.form.addRow("Contrast %", self.contrast)
         self.form.addRow(self.body_only)
         self.form.addRow("Threshold %", self.threshold)
@@ -107,12 +116,41 @@ class SimilaritySection(ExploreSection):
     def forget(self) -> None:
         """Forget seeds and similarities, whose scan or model changed; what was drawn stays in the view."""
         self._pick.clear()
+        self._features.clear()
         self._seeds_layer = self._values = None
         self._refresh()
 
+    def offer(self, others: list[Any]) -> None:
+        """The scans besides the present one that can be looked in."""
+        chosen = self.target
+        self._others = others
+        self.where.blockSignals(True)
+        self.where.clear()
+        self.where.addItem("this scan")
+        for layer in others:
+            self.where.addItem(layer.name)
+        if chosen in others:
+            self.where.setCurrentIndex(1 + others.index(chosen))
+        self.where.blockSignals(False)
+        if self.target is not chosen:
+            self._look_again()
+
+    @property
+    def target(self) -> Any | None:
+        """The scan that the map lies over."""
+        index = self.where.currentIndex() - 1
+        return self._others[index] if 0 <= index < len(self._others) else self.panel.scan
+
+    @property
+    def looked_in(self) -> Features | None:
+        """Tokens of that scan, once they are computed."""
+        if self.target is self.panel.scan:
+            return self.panel.features
+        return self._features.get(self.target)
+
     def to_labels(self) -> None:
-        """Labels on the scan's own grid where the similarity exceeds the threshold."""
-        features, scan = self.panel.features, self.panel.scan
+        """Labels on the own grid of the scan that is looked in, where the similarity exceeds the threshold."""
+        features, scan = self.looked_in, self.target
         if self._values is None or features is None or scan is None:
             return
         low, high = self._limits()
@@ -145,21 +183,44 @@ class SimilaritySection(ExploreSection):
         if not positive and not negative:
             self.seeds_text.setText("The model did not see this place of the scan.")
             return
-        self._values = features.index.similarity(positive, negative)
-        self._draw()
         self._seeds_layer = draw_seeds(self.panel.viewer, self._seeds_layer, seeds, scan)
+        looked_in = self.looked_in
+        if looked_in is not None:
+            self._values = looked_in.index.matches(features.index.query(positive, negative))
+            self._draw()
+        self._refresh()
+
+    def _on_where(self) -> None:
+        """Have the tokens of the scan that is to be looked in computed, where they are not known yet."""
+        target, scan = self.target, self.panel.scan
+        if self.looked_in is not None or target is None or scan is None or self.panel.features is None:
+            self._look_again()
+            return
+
+        def keep(features: Features) -> None:
+            self._features[target] = features
+            self.panel.notice.say("ok", f"Pick a voxel in {scan.name}; the map lies over {target.name}.")
+            self._look_again()
+
+        if not self.panel.compute_other(target, keep):
+            self.where.setCurrentIndex(0)
+
+    def _look_again(self) -> None:
+        self._values = None
+        if len(self._pick.seeds):
+            self._update(self._pick.seeds)
         self._refresh()
 
     def _draw(self) -> None:
         """Show the map that `_update` made."""
-        features = self.panel.features
+        features = self.looked_in
         if features is not None and self._values is not None:
             picture = {"name": "similarity", "array": self._shown(), "geometry": features.geometry, "role": "heatmap"}
             self._maps.show([{**picture, "limits": self._limits()}])
 
     def _shown(self) -> Any:
         """The similarities; where asked for, with air as dark as the darkest token of the body."""
-        features = self.panel.features
+        features = self.looked_in
         if features is None or not self.body_only.isChecked() or not features.body.any():
             return self._values
         return np.where(features.body, self._values, self._values[features.body].min())
@@ -171,7 +232,7 @@ class SimilaritySection(ExploreSection):
 
     def _limits(self) -> tuple[float, float]:
         """Contrast limits of the heat map: percentiles of the tokens inside the body."""
-        features = self.panel.features
+        features = self.looked_in
         inside = self._values if features is None or not features.body.any() else self._values[features.body]
         return contrast_limits(inside, *self.contrast.value())
 
@@ -180,7 +241,20 @@ class SimilaritySection(ExploreSection):
         alike, unlike = len(seeds.positive), len(seeds.negative)
         self.seeds_text.setText(f"Like {alike}, unlike {unlike} picked." if len(seeds) else "No voxel picked yet.")
         self.labels_button.setEnabled(self._values is not None)
+        self.match_text.setText(self._best_match())
+        self.match_text.setVisible(bool(self.match_text.text()))
         self.clear_button.setEnabled(bool(len(seeds)))
+
+    def _best_match(self) -> str:
+        """Where in another scan the most similar place lies, for the status of the section."""
+        target = self.target
+        if self._values is None or target is self.panel.scan or target is None or self.looked_in is None:
+            return ""
+        shown = self._shown()
+        token = np.unravel_index(int(np.argmax(shown)), shown.shape)
+        place = np.linalg.solve(geometry_of(target).to_lps, self.looked_in.geometry.to_lps @ np.array([*token, 1.0]))
+        z, y, x = (round(float(value)) for value in place[:3])
+        return f"Most alike in {target.name}: voxel z, y, x = {z}, {y}, {x}, likeness {float(shown.max()):.2f}."
 
 
 class EmbeddingSection(ExploreSection):
