@@ -150,12 +150,13 @@ def plain(network: Voco, *, recomputed: bool = False) -> nn.Module:
         use_v2=True,
     )
     body.load_state_dict(network.swinViT.state_dict())
-    result = nn.Module()
+    result: Any = nn.Module()
     result.swinViT = body
     for name in ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10", "student", "teacher"):
         setattr(result, name, copy.deepcopy(getattr(network, name)))
     result.rows = network.drop_rows
-    return result.train()
+    straight: nn.Module = result.train()
+    return straight
 
 
 def _rearranged(x: Tensor, pattern: str) -> Tensor:

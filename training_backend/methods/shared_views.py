@@ -127,7 +127,8 @@ def _body(volume: Tensor, features: Tensor) -> Tensor:
     """Places [d, h, w] of a map that are on average brighter than air."""
     import torch.nn.functional as F
 
-    mean = F.adaptive_avg_pool3d(volume[:, :1], tuple(features.shape[1:]))[0, 0]
+    d, h, w = features.shape[1:]
+    mean = F.adaptive_avg_pool3d(volume[:, :1], (d, h, w))[0, 0]
     low, high = volume[:, 0].min(), volume[:, 0].max()
     return mean > low + AIR * (high - low)
 

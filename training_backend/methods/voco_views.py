@@ -101,7 +101,7 @@ def positions(network: Voco, volume: Tensor, options: PositionsOptions, generato
     original = volume[0, 0].float().cpu().numpy()
     frames = _outlines(network, sampling, starts)
     names = {1: "border of cells", **{k + 2: f"crop {k + 1}" for k in range(options.crops)}}
-    right = truth[np.arange(len(truth)), found.argmax(axis=1)] >= truth.max(axis=1) - 1e-9
+    right = (truth[np.arange(len(truth)), found.argmax(axis=1)] >= truth.max(axis=1) - 1e-9) & found.any(axis=1)
     told = ", ".join(
         f"cell {k + 1} {truth[number, k]:.0%} (predicted {found[number, k]:.0%})" for k in np.flatnonzero(truth[number])
     )
@@ -153,14 +153,17 @@ def position_map(
         # alone with the bases, so that it does not depend on what else is shown
         found = predicted(network, embedded(network, slab, start), bases)[0]
         truth = overlap(start, sampling.cells, sampling.crop)[0]
-        cells[row, column] = found.argmax() + 1
         best[row, column] = found[options.cell - 1] if options.cell else found.max()
-        centroid = found @ centres / max(float(found.sum()), 1e-6)
-        errors[row, column] = np.linalg.norm(centroid - start[0] / sampling.crop)
-        right += int(truth[found.argmax()] >= truth.max() - 1e-9)
+        if found.any():
+            cells[row, column] = found.argmax() + 1
+            centroid = found @ centres / found.sum()
+            errors[row, column] = np.linalg.norm(centroid - start[0] / sampling.crop)
+            right += int(truth[found.argmax()] >= truth.max() - 1e-9)
+        known = np.isfinite(errors)
+        off = f"off by {errors[known].mean():.2f} cells on average" if known.any() else "nowhere yet"
         text = (
-            f"The most overlapping cell is found at {right} of {done} places of the crop; the centroid of what is "
-            f"found is off by {np.nanmean(errors):.2f} cells on average. {_JOINTLY}"
+            f"The most overlapping cell is found at {right} of {done} places of the crop; {done - int(known.sum())} "
+            f"resemble no cell. The centroid of what is found is {off}. {_JOINTLY}"
         )
         yield Frame(_maps(network, sampling, step, cells, errors, best, options), text, done / side**2)
 
