@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,9 +95,22 @@ def _defaults(kind: str, arguments: Sequence[str]) -> RunConfig:
     if chosen["recipe"]:
         return _by_recipe(kind, chosen, arguments, changes)
     if kind == "pretrain":
-        return pretrain_config(method, preset if preset in PRESETS else "small", dataset, changes)
+        return _implied(method, preset if preset in PRESETS else "small", changes, arguments)
     base = finetune_config(task, preset if preset in PRESETS else "small", dataset, method)
     return RunConfig.parse(merged(base.model_dump(), changes))
+
+
+def _implied(method: str, preset: str, changes: dict[str, Any], arguments: Sequence[str]) -> RunConfig:
+    """A preset with `changes`, and with all that follows from the flags that have a single value of the method."""
+    start, flags = "--method.", {}
+    for flag, value in pairwise([*arguments, "--"]):
+        name, equals, told = flag.removeprefix(start).partition("=")
+        if flag.startswith(start) and (equals or not value.startswith("--")):
+            flags[name.replace("-", "_")] = told if equals else value
+    try:
+        return pretrain_config(method, preset, Path(), merged(changes, {"method": flags}))
+    except (ConfigError, ValueError):  # the flags themselves are parsed later, with better sentences
+        return pretrain_config(method, preset, Path(), changes)
 
 
 def _by_recipe(kind: str, chosen: dict[str, str], arguments: Sequence[str], changes: dict[str, Any]) -> RunConfig:

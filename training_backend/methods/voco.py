@@ -119,8 +119,9 @@ def build_encoder(run: RunConfig) -> Encoder:
 
 def streams(run: RunConfig) -> dict[str, Stream]:
     """Labelled crops, in the stages that learn from them."""
-    config = _config(run)
-    return stages.labelled_streams(run, config.stage, _classes(run), (config.depth or config.crop, *(config.crop,) * 2))
+    config, classes = _config(run), _classes(run)
+    stages.check_stage(config.stage, config.version, classes)
+    return stages.labelled_streams(run, config.stage, classes, (config.depth or config.crop, config.crop, config.crop))
 
 
 def snapshot(run: RunConfig) -> Snapshot | None:

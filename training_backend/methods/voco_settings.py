@@ -120,6 +120,7 @@ def implied(method: Mapping[str, Any]) -> Mapping[str, Any]:
     data: dict[str, Any] = {"size": (int(method.get("depth") or crop), cells * crop, cells * crop)}
     if method.get("stage") == "semi":
         data["size"] = (-(-3 * crop // 64) * 32,) * 3
+        data["augment"] = {"flip": (0.2, 0.2, 0.2), "quarter_turn": 0.2, "shift": 0.1}
     if method.get("region", "custom") in REGIONS:
         region = REGIONS[method["region"]]
         data["intensity"] = {"profile": "window", "low": region.window[0], "high": region.window[1]}
