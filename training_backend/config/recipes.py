@@ -23,6 +23,13 @@ PRESET = "published"
 """Preset that a recipe's changes are laid over."""
 
 
+RecipeTask = Literal[
+    "segmentation", "classification", "regression", "registration", "report_generation", "retrieval", "vocabulary"
+]
+NAMED = ("segmentation", "classification", "regression", "vocabulary")
+"""Tasks whose recipes name two or more classes."""
+
+
 class Note(ConfigModel):
     """Where a part of a recipe comes from."""
 
@@ -62,8 +69,9 @@ class DatasetFacts(ConfigModel):
     """CT or MR."""
     channels: tuple[str, ...] = ("image",)
     """Contrasts stacked as input, in this order."""
-    classes: tuple[str, ...]
-    """Names by label value (background first), or of the classes of whole cases."""
+    classes: tuple[str, ...] = ()
+    """Names by label value (background first), of the classes of whole cases, or of findings; empty where a task has
+    none, or takes those of the dataset."""
     spacing_mm: tuple[float, float, float] | None = None
     """Millimetres along (z, y, x) to ingest with; empty keeps each scan's own."""
     crop_body: bool = True
@@ -82,7 +90,7 @@ class Recipe(ConfigModel):
     system: str
     """Method whose encoder is fine-tuned, and whose authors' recipe this is."""
     paper: str
-    task: Literal["segmentation", "classification", "regression"]
+    task: RecipeTask
     dataset: DatasetFacts
     run: dict[str, Any] = Field(default_factory=dict)
     """Changes to the configuration that the preset "published" gives."""
@@ -92,7 +100,8 @@ class Recipe(ConfigModel):
 
     @model_validator(mode="after")
     def _whole(self) -> Recipe:
-        if len(self.dataset.classes) < 2 or len(set(self.dataset.classes)) < len(self.dataset.classes):
+        names = self.dataset.classes
+        if len(names) < (2 if self.task in NAMED else 0) or len(set(names)) < len(names):
             raise ValueError("dataset.classes needs two or more different names")
         if self.task == "segmentation" and self.dataset.classes[0] != "background":
             raise ValueError("the first class of a segmentation is background")
@@ -155,8 +164,10 @@ def recipe_config(
     base: dict[str, Any] = {"recipe": name, "weights": weights}
     if len(facts.channels) > 1:
         base["data"] = {"contrasts": matched(facts.channels, contrasts) or facts.channels}
-    if found.task == "segmentation":
+    if found.task in ("segmentation", "registration"):
         base["task"] = {"classes": facts.classes}
+    elif found.task in ("vocabulary", "retrieval"):
+        base["task"] = {"findings": facts.classes}
     elif found.task == "classification":
         base["task"] = {"class_names": facts.classes, "classes": len(facts.classes), "kind": "multiclass"}
     for part in (found.run, {} if weights else found.scratch, changes or {}):

@@ -69,10 +69,17 @@ def _modality(recipe: Recipe, dataset: Dataset) -> Misfit | None:
 
 def _classes(recipe: Recipe, dataset: Dataset, cases: list[CaseRecord]) -> list[Misfit]:
     names = recipe.dataset.classes
-    if recipe.task == "segmentation":
+    if recipe.task in ("report_generation", "retrieval"):
+        told = any(case.report for case in cases)
+        return [] if told else [Misfit("error", f"The recipe is for {recipe.task}, but no case has a report.")]
+    if recipe.task == "vocabulary":
+        return _findings(names, cases)
+    if recipe.task in ("segmentation", "registration"):
         values = {int(value) for case in cases for value in case.store.get("label", {}).get("values", {})}
         if not values:
-            return [Misfit("error", "The recipe is for segmentation, but no case has a label map.")]
+            return [Misfit("error", f"The recipe is for {recipe.task}, but no case has a label map.")]
+        if not names:
+            return []
         what = "label value"
     else:
         targets = [case.target for case in cases if case.target is not None]
@@ -88,6 +95,14 @@ def _classes(recipe: Recipe, dataset: Dataset, cases: list[CaseRecord]) -> list[
         return [Misfit("error", f"{told}, but the dataset has {what} {max(values)}.")]
     missing = [name for value, name in enumerate(names) if value not in values and (value or what == "class number")]
     return [Misfit("warning", f"{told}, but no case has {', '.join(missing)}.")] if missing else []
+
+
+def _findings(names: tuple[str, ...], cases: list[CaseRecord]) -> list[Misfit]:
+    found = {len(case.target) for case in cases if case.target is not None}
+    if found == {len(names)}:
+        return []
+    have = f"{' or '.join(map(str, sorted(found)))} labels per case" if found else "no case with labels"
+    return [Misfit("error", f"The recipe has {len(names)} findings, but the dataset has {have}.")]
 
 
 def _spacing(recipe: Recipe, dataset: Dataset) -> Misfit | None:
