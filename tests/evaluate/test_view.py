@@ -100,7 +100,7 @@ def test_wrong_requests_are_sentences(loaded: LoadedModel, folders: dict[str, st
     with pytest.raises(DataError, match="does not see this place"):
         draw(loaded, prepared, "token-attention", point=(20, 100, 10))
     finetuned = load_model(folders["finetune"])
-    assert [view.name for view in views_of(finetuned)] == ["token-attention"]
+    assert [view.name for view in views_of(finetuned)] == ["token-attention", "certainty"]
     with pytest.raises(ConfigError, match="needs a model with its pre-training heads"):
         find_view(finetuned, "roll-out")
 

@@ -179,10 +179,11 @@ def test_a_report_is_a_table_and_json(small: SimpleNamespace, tmp_path: Path) ->
 
 
 def test_another_methods_weights_are_named(small: SimpleNamespace, tmp_path: Path) -> None:
-    torch.save({"swinViT.patch_embed.proj.weight": torch.ones(2)}, tmp_path / "voco.pt")
     config = small.pretrain()
-    with pytest.raises(WeightsError, match="VoCo"):
-        init_from(small.network(config), tmp_path / "voco.pt", config)
+    for shape, sentence in (((2,), "VoCo's networks have 5"), ((6, 1, 2, 2, 2), "none of VoCo's")):
+        torch.save({"swinViT.patch_embed.proj.weight": torch.ones(shape)}, tmp_path / "voco.pt")
+        with pytest.raises(WeightsError, match=sentence):
+            init_from(small.network(config), tmp_path / "voco.pt", config)
 
 
 def test_every_method_names_an_encoder_that_can_be_transferred() -> None:

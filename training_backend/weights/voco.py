@@ -128,10 +128,17 @@ def authored(tensors: Mapping[str, Tensor], kind: str, config: RunConfig) -> tup
 
 
 def _encoder(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    if tensors[PATCHES].ndim != 5:
+        raise WeightsError(
+            f"The patch embedding has {tensors[PATCHES].ndim} axes, those of VoCo's networks have 5.",
+            "Copy the file again, or choose another one.",
+        )
     width, channels = tensors[PATCHES].shape[:2]
     table = tensors.get("swinViT.layers1.0.blocks.0.attn.relative_position_bias_table")
-    if table is None:
-        raise WeightsError("The file has no attention of a Swin transformer.", "Choose another file.")
+    if table is None or table.ndim != 2:
+        raise WeightsError(
+            "The file has no attention of a Swin transformer, so it is none of VoCo's.", "Choose another file."
+        )
     window = (round(table.shape[0] ** (1 / 3)) + 1) // 2
     if table.shape[1] != 3 or (2 * window - 1) ** 3 != table.shape[0]:
         raise WeightsError(
