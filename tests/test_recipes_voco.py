@@ -97,7 +97,8 @@ def small(name: str, dataset: Dataset) -> RunConfig:
 
 def test_there_is_a_recipe_for_each_of_the_published_datasets() -> None:
     assert len(ROWS) == 41
-    assert {name for name, one in recipes("voco").items() if one.task == "segmentation"} == set(ROWS)
+    found = {name for name, one in recipes("voco").items() if one.task == "segmentation"}
+    assert {name for name in found if not name.startswith("vocomni-")} == set(ROWS)  # these are pre-training
 
 
 @pytest.mark.parametrize("name", ROWS)

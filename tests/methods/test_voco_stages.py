@@ -12,8 +12,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from tests.recipe_kit import Cohorts, phantom
 from training_backend.config import ConfigModel, RunConfig
 from training_backend.config.presets import pretrain_config
+from training_backend.config.recipes import recipe, recipe_config
 from training_backend.config.registry import method
 from training_backend.data.dataset import Dataset
 from training_backend.data.ingest import ingest
@@ -25,8 +27,9 @@ from training_backend.engine.rundir import RunDirectory
 from training_backend.engine.runtime import Runtime
 from training_backend.engine.step import optimise
 from training_backend.engine.validate import validate
-from training_backend.engine.work import Work, open_work
+from training_backend.engine.work import Work, build_network, open_work
 from training_backend.errors import ConfigError, DataError, WeightsError
+from training_backend.evaluate.predict import predict_volumes
 from training_backend.methods import voco_stages as stages
 from training_backend.methods.voco_settings import VOCOMNI
 from training_backend.settings import parse_training
@@ -363,6 +366,42 @@ def test_pictures_and_weights_of_a_run(dataset: Path, tmp_path: Path) -> None:
     stored = torch.load(tmp_path / "omni.pt", weights_only=True)["state_dict"]
     assert sum(name.startswith("backbone.") for name in stored) == 167
     assert load_model(tmp_path / "omni.pt").config.method.decoder_classes == CLASSES
+
+
+@pytest.mark.parametrize(("size", "epochs", "views"), [("b", 30, 16), ("l", 15, 8), ("h", 15, 4)])
+def test_the_supervised_stage_is_a_recipe(size: str, epochs: int, views: int) -> None:
+    found = recipe(f"vocomni-{size}")
+    run = recipe_config(found.name, Path("data"), weights=f"VoCo_{size.upper()}_SSL_head.pt")
+    assert found.dataset.classes == VOCOMNI
+    assert (run.method.size, run.optim.epochs, run.optim.batch_size) == (size.upper(), epochs, views)
+    assert run.optim.warmup * epochs == pytest.approx(5, abs=1e-3)
+    assert (run.data.foreground, run.data.size, run.data.labelled) == (0.9, (96, 96, 96), None)
+
+
+def test_supervised_weights_see_twenty_classes(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """From pseudo-labelled cases to weights, to an omni-supervised run that starts from them, to labels of a scan."""
+    labelled = Cohorts(tmp_path_factory)("vocomni-b")
+    small: dict[str, Any] = {
+        "method": {"feature_size": 3, "window": 3},
+        "task": {"overlap": 0.0},
+        "data": {"size": (32, 32, 64), "crops_per_volume": 1, "workers": 0},
+        "optim": {"max_steps": 2, "batch_size": 1},
+        "engine": {"device": "cpu", "threads": 1, "val_steps": 2, "preview_minutes": 0},
+    }
+    run = recipe_config("vocomni-b", labelled.folder, contrasts=labelled.info.contrasts, changes=small)
+    directory = RunDirectory.create(tmp_path / "supervised", run)
+    assert worker.execute(directory) == 0
+    model = load_model(directory.path)
+    volumes, _, _ = phantom("vocomni-b", 9)
+    prediction = predict_volumes(model, volumes)
+    assert prediction.labels is not None
+    assert prediction.labels.array.shape == volumes[0].array.shape
+    assert prediction.labels.array.max() <= 20
+    omni = config(labelled.folder, "omni", method={"decoder_classes": 0}, weights=str(directory.path))
+    network, report = build_network(omni, method("voco"), None)
+    assert report is not None
+    assert len(report.matched) == 167
+    assert torch.equal(network.out.conv.conv.weight, model.module.out.conv.conv.weight)
 
 
 def test_settings_that_nobody_made_are_those_of_vocomni() -> None:
