@@ -39,7 +39,10 @@ _TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "finished": ("Finished; its model is saved.", ("clone", "delete")),
     "cancelled": ("Stopped; it goes on from its last checkpoint when resumed.", ("resume", "clone", "delete")),
     "failed": ("Failed.", ("resume", "clone", "delete")),
-    "lost": ("Its process ended without a word; it goes on from its last checkpoint.", ("resume", "clone", "delete")),
+    "lost": (
+        "Its process ended without a word; it goes on from its last checkpoint, if any.",
+        ("resume", "clone", "delete"),
+    ),
     "unreachable": ("Runs on another machine that has not been heard of for a while.", ("clone",)),
     "damaged": ("Its record cannot be read.", ("delete",)),
 }
