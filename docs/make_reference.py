@@ -16,6 +16,7 @@ from training_backend.config import (
     EngineConfig,
     IngestConfig,
     IntensityConfig,
+    LabelledConfig,
     OptimConfig,
     RunConfig,
 )
@@ -32,7 +33,16 @@ def pages() -> dict[str, str]:
 
 def configuration() -> str:
     """All configuration models, field by field."""
-    models = (RunConfig, DataConfig, IntensityConfig, AugmentConfig, OptimConfig, EngineConfig, IngestConfig)
+    models = (
+        RunConfig,
+        DataConfig,
+        IntensityConfig,
+        AugmentConfig,
+        LabelledConfig,
+        OptimConfig,
+        EngineConfig,
+        IngestConfig,
+    )
     parts = [
         "# Configuration",
         "A run is described by one YAML file, `config.yaml` in its directory. Every field is also a flag of "

@@ -162,7 +162,8 @@ def _contrast_step(network: nn.Module, batch: Batch, generator: torch.Generator)
     keep = None if network.whole_teacher else network.draw_rows(len(crops), generator)  # type: ignore[operator]
     if network.training and network.begins:
         network.follow()  # type: ignore[operator]
-    pseudo, told = 0.0, {}
+    pseudo: Tensor | float = 0.0
+    told: dict[str, Tensor] = {}
     if (labeller := batch.extra.get("snapshot")) is None:
         _, student, teacher = network.project(crops, keep)  # type: ignore[operator]
     else:
