@@ -93,9 +93,8 @@ class PatientView:
                 overlay.text, overlay.gridded = letter, gridded
                 overlay.visible = wanted and bool(letter) and not (gridded and edge == "top")  # names stand there
         if self._badge is not None:
-            badge = self.badge()
-            self._badge.text = f"{badge}\n" if badge else ""  # a line above the letter at the bottom
-            self._badge.visible = bool(badge)
+            lines = self.badge().replace(": ", ":\n").replace(", ", ",\n")  # short, beside the letter at the bottom
+            self._badge.text, self._badge.visible = lines, bool(lines)
 
     def _facts(self, viewer: Any) -> list[dict[str, Any]]:
         found = [] if viewer is None else [facts_of(layer) for layer in viewer.layers]
