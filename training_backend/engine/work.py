@@ -165,7 +165,7 @@ def _check_channels(config: RunConfig, encoder: Encoder) -> None:
 
 def _check_batch(config: RunConfig, network: nn.Module, world: int) -> None:
     views = math.ceil(config.optim.batch_size / world)
-    if views < 2 and batch_norms(network):
+    if views < 2 and any(norm.track_running_stats for norm in batch_norms(network)):  # others compare crops of a view
         raise ConfigError(
             "The head's hidden layers have batch normalisation, which compares volumes and needs at least 2 per step "
             f"and process; optim.batch_size {config.optim.batch_size} gives 1.",
