@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tests.recipe_kit import Cohorts, phantom
 from training_backend.config import ConfigModel, RunConfig
-from training_backend.config.presets import pretrain_config
+from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.config.recipes import recipe, recipe_config
-from training_backend.config.registry import method
+from training_backend.config.registry import method, task
 from training_backend.data.dataset import Dataset
 from training_backend.data.ingest import ingest
 from training_backend.data.phantoms import write_cohort
@@ -402,6 +402,23 @@ def test_supervised_weights_see_twenty_classes(tmp_path_factory: pytest.TempPath
     assert report is not None
     assert len(report.matched) == 167
     assert torch.equal(network.out.conv.conv.weight, model.module.out.conv.conv.weight)
+
+
+def test_an_omni_run_starts_a_segmentation_with_its_decoder(
+    dataset: Path, omni: tuple[list[Any], list[Any], Work], tmp_path: Path
+) -> None:
+    from training_backend.engine.export import card_of
+    from training_backend.weights.save import save_model
+
+    save_model(tmp_path, omni[2].state.network, card_of(omni[2], 4))
+    changes = {"method": {"feature_size": 3, "window": 3}, "task": {"decoder": "swinunetr"}}
+    run = finetune_config("segmentation", "tiny", dataset, "voco", {**changes, "weights": str(tmp_path)})
+    network, report = build_network(run, method("voco"), task("segmentation"))
+    assert report is not None
+    assert [name for name, *_ in report.mismatched] == ["out.conv.conv.weight", "out.conv.conv.bias"]  # fewer classes
+    assert report.missing == ()
+    own, kept = network.state_dict(), omni[2].state.network.state_dict()
+    assert all(torch.equal(own[name], kept[name]) for name in own if name.startswith("decoder"))
 
 
 def test_settings_that_nobody_made_are_those_of_vocomni() -> None:
