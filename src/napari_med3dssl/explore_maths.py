@@ -121,6 +121,13 @@ def token_at(voxel: Sequence[float], scan: Geometry, tokens: Geometry) -> Index 
     return (int(index[0]), int(index[1]), int(index[2]))
 
 
+def voxel_of(token: Sequence[int | np.integer[Any]], tokens: Geometry, scan: Geometry) -> Index:
+    """The voxel of the scan nearest to the middle of a token, which may lie in padding beyond its end."""
+    point = index_map(tokens, scan) @ np.array([*token, 1.0])
+    z, y, x = (int(value) for value in np.clip(np.rint(point[:3]), 0, np.array(scan.shape) - 1))
+    return (z, y, x)
+
+
 def index_map(source: Geometry, target: Geometry) -> npt.NDArray[np.float64]:
     """4 x 4 from (z, y, x) indices of `source` to (z, y, x) indices of `target`."""
     return np.asarray(np.linalg.solve(target.to_lps, source.to_lps), np.float64)

@@ -14,8 +14,8 @@ from superqt import QLabeledDoubleRangeSlider, QLabeledDoubleSlider
 from napari_med3dssl import _compat, _work
 from napari_med3dssl._layers import add, geometry_of, labels_layer
 from napari_med3dssl._widgets import Section, button, button_row, combo, wrapping
-from napari_med3dssl.explore_maths import PcaMap, contrast_limits, on_scan, pca_rgb, token_at
-from napari_med3dssl.explore_pick import PickMode, Seeds, draw_seeds
+from napari_med3dssl.explore_maths import PcaMap, contrast_limits, on_scan, pca_rgb, token_at, voxel_of
+from napari_med3dssl.explore_pick import PickMode, Seeds, Voxel, draw_seeds
 from napari_med3dssl.explore_pictures import PictureLayers
 from training_backend.data.manifest import ClassEntry
 
@@ -62,6 +62,8 @@ class SimilaritySection(ExploreSection):
         self.where.setToolTip("Scan over which the map is drawn; the places to look for are picked in the scan above.")
         self.where.currentIndexChanged.connect(self._on_where)
         self.match_text = wrapping("")
+        self.match_button = button("Go to match", self.go_to_match, "Show the other scan where it is most alike.")
+        self.back_button = button("Go to voxel", self.go_to_voxel, "Show the picked voxel again.")
         self.pick_button = button(
             "Pick voxel", self._toggled, "Click in the scan: Shift adds, Ctrl excludes, Esc leaves (Alt+X)."
         )
@@ -89,6 +91,7 @@ class SimilaritySection(ExploreSection):
         self.form.addRow(self.seeds_text)
         self.form.addRow(button_row(self.pick_button, self.clear_button))
         self.form.addRow(self.match_text)
+        self.form.addRow(button_row(self.match_button, self.back_button))
         self.form.addRow("Contrast %", self.contrast)
         self.form.addRow(self.body_only)
         self.form.addRow("Threshold %", self.threshold)
@@ -162,6 +165,28 @@ class SimilaritySection(ExploreSection):
         drawn = on_scan(similar.astype(np.uint8), features.geometry, grid)
         table = (ClassEntry(index=1, name="similar", colour="#009e73"),)
         add(self.panel.viewer, labels_layer(drawn, grid, f"{scan.name} · similar", table, derived=True))
+
+    def best_match(self) -> tuple[Voxel, float] | None:
+        """Voxel of another scan that is most alike, and how much; None while the picked scan itself is looked in."""
+        target, features = self.target, self.looked_in
+        if self._values is None or target is None or features is None or target is self.panel.scan:
+            return None
+        shown = self._shown()
+        token = np.unravel_index(int(np.argmax(shown)), shown.shape)
+        z, y, x = voxel_of(token, features.geometry, geometry_of(target))
+        return (z, y, x), float(shown.max())
+
+    def go_to_match(self) -> None:
+        """Show the other scan at its most similar voxel."""
+        match = self.best_match()
+        if match is not None:
+            go_to(self.panel.viewer, self.target, match[0])
+
+    def go_to_voxel(self) -> None:
+        """Show the scan at the voxel that was picked last."""
+        picked = [*self._pick.seeds.positive, *self._pick.seeds.negative]
+        if picked and self.panel.scan is not None:
+            go_to(self.panel.viewer, self.panel.scan, picked[-1])
 
     def _toggled(self) -> None:
         if self.pick_button.isChecked() and self.panel.scan is not None:
@@ -241,20 +266,13 @@ class SimilaritySection(ExploreSection):
         alike, unlike = len(seeds.positive), len(seeds.negative)
         self.seeds_text.setText(f"Like {alike}, unlike {unlike} picked." if len(seeds) else "No voxel picked yet.")
         self.labels_button.setEnabled(self._values is not None)
-        self.match_text.setText(self._best_match())
-        self.match_text.setVisible(bool(self.match_text.text()))
+        match, target = self.best_match(), self.target
+        if match is not None and target is not None:
+            z, y, x = match[0]
+            self.match_text.setText(f"Most alike in {target.name}: voxel z, y, x = {z}, {y}, {x}, {match[1]:.2f}.")
+        for widget in (self.match_text, self.match_button, self.back_button):
+            widget.setVisible(match is not None)
         self.clear_button.setEnabled(bool(len(seeds)))
-
-    def _best_match(self) -> str:
-        """Where in another scan the most similar place lies, for the status of the section."""
-        target = self.target
-        if self._values is None or target is self.panel.scan or target is None or self.looked_in is None:
-            return ""
-        shown = self._shown()
-        token = np.unravel_index(int(np.argmax(shown)), shown.shape)
-        place = np.linalg.solve(geometry_of(target).to_lps, self.looked_in.geometry.to_lps @ np.array([*token, 1.0]))
-        z, y, x = (round(float(value)) for value in place[:3])
-        return f"Most alike in {target.name}: voxel z, y, x = {z}, {y}, {x}, likeness {float(shown.max()):.2f}."
 
 
 class EmbeddingSection(ExploreSection):
@@ -412,6 +430,13 @@ def view_point(viewer: Any, layer: Any) -> list[float]:
     world[shown] = np.asarray(_compat.camera(viewer).center)[-len(shown) :]
     voxel = np.asarray(layer.world_to_data(world))[-3:]
     return [float(value) for value in np.clip(voxel, 0, np.asarray(layer.data.shape[:3]) - 1)]
+
+
+def go_to(viewer: Any, layer: Any, voxel: Voxel) -> None:
+    """Fill the canvas with a scan, cut at a voxel of it."""
+    layer.visible = True
+    viewer.fit_to_view(layers=[layer])
+    viewer.dims.set_point(range(3), layer.data_to_world(voxel))
 
 
 def _body_only(tip: str) -> QCheckBox:

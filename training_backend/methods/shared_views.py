@@ -61,7 +61,8 @@ def scales(encoder: Any, volume: Tensor, options: ScalesOptions, _generator: tor
         pictures.append(PreviewArray(f"map {index + 1}", rgb, "rgb", voxels=(d, h, w)))
         said.append(f"map {index + 1}, {len(features)} channels every {w} voxels: {share:.0%}")
         text = f"Colours explain of the variance: {'; '.join(said)}. Of {len(pyramid)} maps."
-        yield Frame(list(pictures), text, done / len(chosen))
+        complete = done == len(chosen)  # shown together, so that they lie beside each other
+        yield Frame(pictures if complete else [], text, done / len(chosen))
 
 
 def colours(features: Tensor, body: Tensor | None, first: int = 0) -> tuple[npt.NDArray[np.uint8], float]:
