@@ -106,7 +106,7 @@ def _atria(output: Path, data: Path, steps: int | None) -> dict[str, Any]:
         scaled = {
             "method": method,
             "data": {"size": size, "workers": 0},
-            "task": {"feature_size": 8},
+            "task": {"feature_size": 8, "overlap": 0.25},
             "optim": {"max_steps": steps or 80, "lr": 1e-3, "weight_decay": 0.05, "batch_size": 2},
             "engine": {**ENGINE, "val_steps": 10**6},
         }
