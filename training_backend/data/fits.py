@@ -70,8 +70,8 @@ def _modality(recipe: Recipe, dataset: Dataset) -> Misfit | None:
 def _classes(recipe: Recipe, dataset: Dataset, cases: list[CaseRecord]) -> list[Misfit]:
     names = recipe.dataset.classes
     if recipe.task in ("report_generation", "retrieval"):
-        told = any(case.report for case in cases)
-        return [] if told else [Misfit("error", f"The recipe is for {recipe.task}, but no case has a report.")]
+        written = any(case.report for case in cases)
+        return [] if written else [Misfit("error", f"The recipe is for {recipe.task}, but no case has a report.")]
     if recipe.task == "vocabulary":
         return _findings(names, cases)
     if recipe.task in ("segmentation", "registration"):

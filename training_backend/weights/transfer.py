@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from training_backend.config import RunConfig
 from training_backend.config.registry import method as find_method
-from training_backend.errors import WeightsError
+from training_backend.errors import ConfigError, WeightsError
 from training_backend.weights.families import title
 from training_backend.weights.report import ImportReport
 from training_backend.weights.source import Source, open_source
@@ -99,16 +99,29 @@ def _report(source: Source, fates: Mapping[str, list[Any]], encoder: set[str]) -
 
 def encoder_names(config: RunConfig) -> set[str]:
     """Names of the encoder's tensors, from one that is built without memory."""
+    return set(_shapes(config))
+
+
+def _shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
     import torch
 
     with torch.device("meta"):
         encoder: Any = find_method(config.method.name).build_encoder(config)
-    return set(encoder.state_dict())
+    return {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
 
 
 def _reason(old: RunConfig, new: RunConfig) -> str:
-    """Settings that make the encoders differ, as advice."""
+    """Settings that make the encoders differ, as advice; those that no tensor of an encoder shows are left out."""
     theirs, ours = old.method.model_dump(), new.method.model_dump()
-    differing = [name for name in theirs if name in ours and theirs[name] != ours[name]]
-    told = ", ".join(f"method.{name} {theirs[name]} (not {ours[name]})" for name in differing)
-    return f"Its settings are {told}." if told else ""
+    built, told = _shapes(new), []
+    for name in theirs:
+        if name not in ours or theirs[name] == ours[name]:
+            continue
+        try:
+            alike = _shapes(new.updated({"method": {name: theirs[name]}})) == built
+        except (ConfigError, ValueError):  # the setting agrees only with others of the file
+            alike = False
+        if not alike:
+            words = ["empty" if value is None else value for value in (theirs[name], ours[name])]
+            told.append(f"method.{name} {words[0]} (not {words[1]})")
+    return f"Its settings are {', '.join(told)}." if told else ""
