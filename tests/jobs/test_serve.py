@@ -171,8 +171,9 @@ def test_a_roll_out_streams_frame_after_frame(client: ServeClient, models: dict[
 
     ask: dict[str, Any] = {"source": models["ar"], "volumes": [phantom.volume], "name": "roll-out"}
     answer = client.request("view", partial=watch, options={"prefix": 0.2}, **ask)
-    assert len(shares) >= 3
-    assert all((before != after).any() for before, after in itertools.pairwise(drawn))
+    last = next(picture["array"] for picture in answer["pictures"] if picture["name"] == "continuation")
+    assert drawn  # how many there are depends on how fast the machine is
+    assert all((before != after).any() for before, after in itertools.pairwise([*drawn, last]))
     assert shares == sorted(set(shares))
     assert (shares[0], answer["share"]) == (0.0, 1.0)
     assert answer["unit"] == "HU"
