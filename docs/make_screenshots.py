@@ -23,7 +23,12 @@ from pathlib import Path
 THEMES = ("dark", "light")
 PRETRAIN = {"optim": {"max_steps": 200}, "engine": {"val_steps": 25, "preview_minutes": 0.2, "threads": 1}}
 FINETUNE = {"optim": {"max_steps": 250}, "engine": {"val_steps": 50, "preview_minutes": 0.2, "threads": 1}}
-VIEWS = ("next-patch", "roll-out", "predictability", "sequence", "token-attention")
+VOCO = {"optim": {"max_steps": 100}, "engine": {"val_steps": 50, "preview_minutes": 0, "threads": 1}}
+VIEWS = {
+    "ar": ("next-patch", "roll-out", "predictability", "sequence", "token-attention"),
+    "voco": ("positions", "position-map", "likeness", "scales"),
+}
+"""Views that are photographed, by method."""
 log = logging.getLogger("screenshots")
 
 
@@ -48,16 +53,19 @@ def main() -> int:
             return 0
         photographer.empty(home / "empty" / "runs")
         os.environ["MED3DSSL_RUNS"] = str(home / "runs")
-        dataset, pretrained, finetuned, sequence = train(home)
+        dataset, pretrained, finetuned, sequence, positions = train(home)
         photographer.filled(dataset, pretrained, finetuned)
+        with photographer.viewer():
+            photographer.sequences()
         photographer.views(sequence)
+        photographer.views(positions)
         photographer.errors(home, dataset, pretrained)
     log.info("%d pictures in %s", len(photographer.written), arguments.output)
     return 0
 
 
-def train(home: Path) -> tuple[Path, Path, Path, Path]:
-    """Demo dataset, and on it a masked pre-training run, a fine-tuning run and a next-patch run, made once."""
+def train(home: Path) -> tuple[Path, Path, Path, Path, Path]:
+    """Demo dataset, and on it runs of masking, fine-tuning, next patches and positions, made once."""
     from napari_med3dssl.tiny_demo import make_demo_dataset
     from training_backend.config.presets import finetune_config, pretrain_config
     from training_backend.jobs.launcher import launch
@@ -66,12 +74,14 @@ def train(home: Path) -> tuple[Path, Path, Path, Path]:
     dataset = make_demo_dataset(lambda share, text: log.info("%s", text) if share == 0 else None)
     known = {run.name: run.path for run in list_runs() if run.state == "finished"}
     paths = []
-    for name in ("mae-tiny", "organs", "ar-tiny"):
+    for name in ("mae-tiny", "organs", "ar-tiny", "voco-tiny"):
         if name not in known:
             if name == "mae-tiny":
                 config = pretrain_config("mae3d", "tiny", dataset, PRETRAIN)
             elif name == "ar-tiny":
                 config = pretrain_config("ar", "tiny", dataset, PRETRAIN)
+            elif name == "voco-tiny":
+                config = pretrain_config("voco", "tiny", dataset, VOCO)
             else:
                 config = finetune_config(
                     "segmentation", "tiny", dataset, changes={**FINETUNE, "weights": str(paths[0])}
@@ -85,7 +95,7 @@ def train(home: Path) -> tuple[Path, Path, Path, Path]:
                 raise SystemExit(f"{name}: {summary(run).sentence}")
             known[name] = run.path
         paths.append(known[name])
-    return dataset, paths[0], paths[1], paths[2]
+    return dataset, paths[0], paths[1], paths[2], paths[3]
 
 
 class Photographer:
@@ -146,9 +156,7 @@ class Photographer:
             self.photograph("Explore", "filled")
 
     def views(self, run: Path, scan: Path | None = None) -> None:
-        """What a next-patch model shows, one picture per view."""
-        with self.viewer():
-            self.sequences()
+        """What a model shows, one picture per view, and where a place of its scan lies in another one."""
         with self.viewer():
             if scan is None:
                 self.open_scan()
@@ -163,8 +171,10 @@ class Photographer:
             self.bench.show_tab("Explore")
             self.bench.state.model = str(run)
             self.wait(lambda: panel.scan is not None and len(panel.views) > 0)
-            for name in VIEWS:
+            for name in VIEWS[panel._facts.method]:
                 self.show_view(name)
+            if panel._facts.method == "voco":
+                self.retrieval()
 
     def sequences(self) -> None:
         """Example sequences beside the open scan, in a coronal slice."""
@@ -179,6 +189,27 @@ class Photographer:
         self.wait(lambda: len(self.napari.layers) > 2 and "lie along z" in panel.launch.notice.text, 120)
         self.napari.reset_view()
         self.photograph("Pre-train", "sequences")
+
+    def retrieval(self) -> None:
+        """A place picked in one scan, looked for in a generated second one."""
+        from napari_med3dssl._layers import add, volume_layer
+        from napari_med3dssl.explore_pick import Seeds
+        from training_backend.data.phantoms import thorax_ct
+
+        panel = self.panels["Explore"]
+        add(self.napari, volume_layer(thorax_ct(77, (48, 72, 72)).volume, name="second patient"))
+        for one in panel.views:
+            one.fold(True)
+        panel.similarity.fold(False)
+        panel.compute_features()
+        self.wait(lambda: panel.features is not None, 300)
+        depth, height, width = panel.scan.data.shape
+        panel.similarity._pick.seeds = Seeds(positive=[(depth // 2, height // 2, int(width * 0.3))])
+        panel.similarity.where.setCurrentIndex(1)
+        self.wait(lambda: not panel.busy and panel.similarity.match_text.text() != "", 300)
+        panel.scan.visible = False
+        panel.similarity.match_button.click()
+        self.photograph("Explore", "retrieval")
 
     def show_view(self, name: str) -> None:
         """Unfold a section, let it draw, take its picture, and put everything back."""

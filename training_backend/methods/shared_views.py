@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 FITTED = 20_000
 """Places from which principal axes are computed, evenly taken where there are more."""
-AIR = 0.05
-"""Part of the range of a view's intensities, from the darkest, that counts as air."""
+MM = (1.5, 1.5, 1.5)
+"""Voxels that the body is looked for with; a view does not tell its own."""
 
 
 class ScalesOptions(ConfigModel):
@@ -125,13 +125,19 @@ def certainty_frame(logits: Tensor, temperature: float = 1.0, names: tuple[str, 
 
 
 def _body(volume: Tensor, features: Tensor) -> Tensor:
-    """Places [d, h, w] of a map that are on average brighter than air."""
+    """Places [d, h, w] of a map of which at least half lies inside the body."""
+    import numpy as np
+    import torch
     import torch.nn.functional as F
 
+    from training_backend.data.body import find_body
+
+    array = volume[0, 0].float().cpu().numpy()
+    found = find_body(array, MM)
+    near = [np.arange(n) // step for n, step in zip(array.shape, found.stride, strict=True)]
+    inside = torch.from_numpy(found.mask[np.ix_(*near)]).float()
     d, h, w = features.shape[1:]
-    mean = F.adaptive_avg_pool3d(volume[:, :1], (d, h, w))[0, 0]
-    low, high = volume[:, 0].min(), volume[:, 0].max()
-    return mean > low + AIR * (high - low)
+    return F.adaptive_avg_pool3d(inside[None, None], (d, h, w))[0, 0] >= 0.5
 
 
 def _percentile(values: Tensor, share: float) -> Tensor:
