@@ -158,6 +158,7 @@ def _predict(output: Path, run: Path, new_case: tuple[Path, Path]) -> tuple[Path
 def _view(output: Path, new_case: tuple[Path, Path], prediction: Path, *, headless: bool) -> tuple[str, ...]:
     """Open napari (a process of its own) on the scan, its prediction and the runs of the demo."""
     command = [sys.executable, "-m", "napari_med3dssl", str(new_case[0]), str(prediction)]
+    command += ["--dataset", str(output / "dataset")]
     folder = output / "screenshots"
     if headless:
         command += ["--screenshots", str(folder)]

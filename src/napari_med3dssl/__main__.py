@@ -20,12 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Open the viewer; returns the exit status."""
     parser = argparse.ArgumentParser("napari-med3dssl", description="napari with the Med3D SSL workbench.")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="scans, label maps or DICOM folders")
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="dataset to begin with; the last one otherwise")
     parser.add_argument("--screenshots", type=Path, metavar="DIR", help="write pictures of the window and close it")
     arguments = parser.parse_args(argv)
     import napari
 
     viewer = napari.Viewer(title="napari · Med3D SSL")
     workbench = dock_workbench(viewer)
+    if arguments.dataset is not None:
+        workbench.state.dataset = arguments.dataset.resolve()
     failed = open_files(viewer, arguments.files)
     if arguments.screenshots is not None:
         take_screenshots(viewer, workbench, arguments.screenshots)
