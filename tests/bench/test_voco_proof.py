@@ -59,7 +59,7 @@ def test_positions_are_counted_per_crop(network: Any, right: bool) -> None:
 
 
 def test_the_probe_learns_what_embeddings_tell(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(voco_proof, "_PROBE_CROPS", 6)
+    monkeypatch.setattr(voco_proof, "_PROBE_CROPS", {"train": 6, "val": 6})
     slabs = []
     for index in range(4):  # halves of the slab differ in class and in brightness
         labels = np.zeros((64, 64, 64), np.uint8)
@@ -67,7 +67,7 @@ def test_the_probe_learns_what_embeddings_tell(network: Any, monkeypatch: pytest
         volume = torch.from_numpy(labels / 2.0).float()[None, None]
         slabs.append((volume, labels))
     found = voco_proof._probed(network, {"train": slabs, "val": slabs})
-    assert found["classes"] == [0, 1, 2]
+    assert set(found["classes"]) == {0, 1, 2}
     assert found["accuracy"] > 0.9
 
 

@@ -82,8 +82,8 @@ def test_a_run_that_starts_from_a_checkpoint_goes_on_exactly(dataset: Path) -> N
 def test_crops_are_found_better_than_by_chance(dataset: Path) -> None:
     steps, tail = 150, 30
     changes = {
-        "method": {"crops": 4, "hidden": 64, "projected": 32, "flip": 0.0, "rotate": 0.0},
-        "optim": {"max_steps": steps, "lr": 2e-3, "warmup": 0.1},
+        "method": {"crops": 4, "hidden": 64, "projected": 32, "flip": 0.0, "rotate": 0.0, "drop_rows": 0.0},
+        "optim": {"max_steps": steps, "lr": 3e-3},
     }
     run = config(dataset, **changes)
     work = open_work(run, Runtime(run.engine))
@@ -93,5 +93,6 @@ def test_crops_are_found_better_than_by_chance(dataset: Path) -> None:
         work.state.progress.step += 1
     late = sum(accuracy[-tail:]) / tail
     crops = tail * run.optim.batch_size * 4
-    error = (0.25 * 0.75 / crops) ** 0.5
-    assert late > 0.25 + 3 * error, f"{late:.2f} of the crops found; a quarter is chance"
+    blind = (17 / 32) ** 2  # where two cells are overlapped alike, the first counts
+    error = (blind * (1 - blind) / crops) ** 0.5
+    assert late > blind + 3 * error, f"{late:.2f} of the crops found; {blind:.2f} by always naming the first cell"

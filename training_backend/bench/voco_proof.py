@@ -26,17 +26,33 @@ if TYPE_CHECKING:
 
 PARTS = ("position", "probe", "atria")
 ENGINE = {"device": "cpu", "threads": 1, "preview_minutes": 0, "val_steps": 10**6}
+EASED = {
+    "feature_size": 3,
+    "window": 3,
+    "cells": 2,
+    "crops": 4,
+    "hidden": 64,
+    "projected": 32,
+    "flip": 0.0,
+    "rotate": 0.0,
+    "shift": 0.0,
+    "drop_rows": 0.0,
+}
+"""Settings that learn within minutes: a grid of 2 x 2, more crops, and none that is changed or dropped."""
 ATRIA = {"method": {"cells": 2}, "data": {"size": (64, 64, 64), "workers": 0}, "optim": {"max_steps": 25}}
 ATRIA_MM = (1.25, 1.25, 1.25)
-_VAL_CROPS, _PROBE_CROPS = 64, 24
-"""Random crops of a scan that is scored, and of one that the probe learns from."""
+_VAL_CROPS = 256
+"""Random crops of a scan that are looked for."""
+_PROBE_CROPS = {"train": 24, "val": 96}
+"""Random crops of a scan that the probe learns from, or is scored on."""
 
 
 def main(
     output: Path,
     parts: tuple[str, ...] = PARTS,
-    steps: int = 60,
+    steps: int = 180,
     cases: int = 20,
+    as_preset: bool = False,
     data: Path | None = None,
     scans: int = 10,
     finetune_steps: int = 40,
@@ -45,15 +61,17 @@ def main(
     """Figures of each part.
 
     position: share of random crops of held-out phantoms whose most overlapping cell is found, before and after
-    ``pretrain --method voco --preset tiny``. probe: balanced accuracy with which a linear classifier of embeddings of
-    the frozen encoder tells the organ in the middle of a crop, beside that of random encoders. atria: Dice of held-out
-    left atria after fine-tuning from a VoCo run on the same scans, and from random weights.
+    ``pretrain --method voco --preset tiny`` with the settings of `EASED`. probe: balanced accuracy with which a linear
+    classifier of embeddings of the frozen encoder tells the organ in the middle of a crop, beside that of random
+    encoders. atria: Dice of held-out left atria after fine-tuning from a VoCo run on the same scans, and from random
+    weights.
 
     Args:
         output: folder of datasets and runs; what is there already is not trained again.
         parts: of `PARTS`; the probe needs the run of "position".
         steps: of pre-training on phantoms.
         cases: phantoms, a fifth of them held out.
+        as_preset: leave out the settings of `EASED`: a grid of 3 x 3 and crops that are flipped and turned.
         data: folder with .h5 files of left atria.
         scans: of them used, a fifth held out.
         finetune_steps: of either fine-tuning run.
@@ -62,13 +80,16 @@ def main(
     output = Path(output).resolve()
     found: dict[str, Any] = {}
     if "position" in parts or "probe" in parts:
-        dataset = _phantoms(output / "phantoms", cases)
-        config = pretrain_config("voco", "tiny", dataset, {"optim": {"max_steps": steps}, **_changes()})
-        seconds = _finished(config, output / "pretrain")
+        folder = output / ("preset" if as_preset else "eased")
+        changes = {} if as_preset else {"method": EASED, "optim": {"lr": 3e-3}}
+        dataset = _phantoms(folder / "phantoms", cases, (64, 96, 96) if as_preset else (64, 72, 72))
+        fixed = {"data": {"workers": 0}, "optim": {"max_steps": steps}, "engine": ENGINE}
+        config = pretrain_config("voco", "tiny", dataset, merged(changes, fixed))
+        seconds = _finished(config, folder / "run")
         if "position" in parts:
-            found["position"] = {**_positions(config, output / "pretrain"), "processor_s": seconds}
+            found["position"] = {**_positions(config, folder / "run"), "processor_s": seconds}
         if "probe" in parts:
-            found["probe"] = _probe(config, output / "pretrain", seeds)
+            found["probe"] = _probe(config, folder / "run", seeds)
     if "atria" in parts:
         if data is None:
             raise ConfigError("The part atria needs a folder of left atria.", "Give --data FOLDER, or leave it out.")
@@ -86,17 +107,13 @@ def chance(sampling: Sampling) -> float:
     return float(np.bincount(best).max() / len(best))
 
 
-def _changes() -> dict[str, Any]:
-    return {"data": {"workers": 0}, "engine": ENGINE}
-
-
-def _phantoms(folder: Path, cases: int) -> Path:
+def _phantoms(folder: Path, cases: int, shape: tuple[int, int, int]) -> Path:
     from training_backend.data.ingest import ingest
     from training_backend.data.phantoms import write_cohort
 
     if not (folder / "data" / "dataset.json").exists():
         settings = IngestConfig(crop_body=False, workers=0)
-        ingest([write_cohort(folder / "cohort", cases, seed=3)], folder / "data", settings)
+        ingest([write_cohort(folder / "cohort", cases, seed=3, shape=shape)], folder / "data", settings)
     return folder / "data"
 
 
@@ -138,6 +155,7 @@ def _slabs(config: RunConfig, split: str) -> list[tuple[Tensor, npt.NDArray[Any]
     loader = ViewLoader(dataset, known, needs="labels", split="val")
     wanted = {case.id for case in dataset.cases(split=split)}  # type: ignore[arg-type]
     loader.cases = [case for case in dataset.cases(labelled=True) if case.id in wanted]
+    loader.visits = len(loader.cases)
     found = []
     for views in loader.batches():
         batch = loader.to_batch(views, "cpu")
@@ -155,7 +173,7 @@ def _positions(config: RunConfig, run: Path) -> dict[str, Any]:
         row |= {f"{name}": round(float(right.mean()), 3), f"{name}_overlap_error": round(float(error.mean()), 3)}
     spread = (row["after"] * (1 - row["after"]) / len(right)) ** 0.5
     row |= {"standard_error": round(spread, 3), "crops": len(right), "scans": len(slabs)}
-    return {**row, "blind_guess": round(chance(network.sampling), 3), "one_of_cells": round(1 / 9, 3)}
+    return {**row, "blind_guess": round(chance(network.sampling), 3)}
 
 
 def _found(network: Voco, slabs: list[Tensor]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -168,7 +186,7 @@ def _found(network: Voco, slabs: list[Tensor]) -> tuple[npt.NDArray[Any], npt.ND
     from training_backend.nn.axes import turned
 
     assert network.sampling is not None
-    sampling = dataclasses.replace(network.sampling, crops=8)
+    sampling = dataclasses.replace(network.sampling, crops=16)
     right, error = [], []
     generator = torch.Generator().manual_seed(5)
     with torch.inference_mode():
@@ -188,7 +206,7 @@ def _probe(config: RunConfig, run: Path, seeds: tuple[int, ...]) -> dict[str, An
     trained = _probed(_network(config, run), slabs)
     random = [_probed(_network(config, None, seed), slabs) for seed in seeds]
     facts = {"pretrained": trained["accuracy"], "random": [one["accuracy"] for one in random]}
-    return {**facts, "train_crops": trained["train"], "crops": trained["val"], "classes": trained["classes"]}
+    return {**facts, "train_crops": trained["train"], "crops_by_class": trained["classes"]}
 
 
 def _probed(network: Voco, slabs: dict[str, list[tuple[Tensor, npt.NDArray[Any]]]]) -> dict[str, Any]:
@@ -197,15 +215,18 @@ def _probed(network: Voco, slabs: dict[str, list[tuple[Tensor, npt.NDArray[Any]]
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rows = {split: _embedded(network, found) for split, found in slabs.items()}
+    rows = {split: _embedded(network, found, _PROBE_CROPS[split]) for split, found in slabs.items()}
     (x, y), (x_val, y_val) = rows["train"], rows["val"]
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced")).fit(x, y)
     score = round(float(balanced_accuracy_score(y_val, model.predict(x_val))), 3)
-    return {"accuracy": score, "train": len(y), "val": len(y_val), "classes": sorted(set(y.tolist()))}
+    counts = {int(value): int(number) for value, number in zip(*np.unique(y_val, return_counts=True), strict=True)}
+    return {"accuracy": score, "train": len(y), "classes": counts}
 
 
-def _embedded(network: Voco, slabs: list[tuple[Tensor, npt.NDArray[Any]]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Embeddings of random crops, and the class that fills most of the middle of each."""
+def _embedded(
+    network: Voco, slabs: list[tuple[Tensor, npt.NDArray[Any]]], count: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Embeddings of `count` random crops of each slab, and the class that fills most of the middle of each."""
     import torch
 
     from training_backend.nn.axes import turned
@@ -217,7 +238,7 @@ def _embedded(network: Voco, slabs: list[tuple[Tensor, npt.NDArray[Any]]]) -> tu
     for slab, labels in slabs:
         ends = [n - size for n, size in zip(slab.shape[2:], (depth, crop, crop), strict=True)]
         views = []
-        for _ in range(_PROBE_CROPS):
+        for _ in range(count):
             z, y, x = (int(rng.integers(end + 1)) for end in ends)
             views.append(slab[0, :, z : z + depth, y : y + crop, x : x + crop])
             quarter = (slice(z + depth // 4, z + 3 * depth // 4), *(slice(a + 8, a + crop - 8) for a in (y, x)))
