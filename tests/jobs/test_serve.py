@@ -40,7 +40,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, phantom: Phantom) -> dict[s
     root = tmp_path_factory.mktemp("models")
     profile = InputProfile(size=SIZE, crop_body=False).model_dump(mode="json")
     names = ("background", *(entry.name for entry in phantom.classes))
-    following: dict[str, Any] = {"data": {"size": SIZE}, "method": {"patch_size": (2, 4, 4), "depth": 4}}
+    # deep enough that a roll-out takes its time on any machine
+    following: dict[str, Any] = {"data": {"size": SIZE}, "method": {"patch_size": (2, 4, 4), "depth": 32}}
     sequence = pretrain_config("ar", "tiny", Path(), following)
     finetune = finetune_config("segmentation", "tiny", Path(), changes={**SMALL, "task": {"classes": names}})
     pretrain = pretrain_config("mae3d", "tiny", Path(), SMALL)
@@ -172,7 +173,7 @@ def test_a_roll_out_streams_frame_after_frame(client: ServeClient, models: dict[
     ask: dict[str, Any] = {"source": models["ar"], "volumes": [phantom.volume], "name": "roll-out"}
     answer = client.request("view", partial=watch, options={"prefix": 0.2}, **ask)
     last = next(picture["array"] for picture in answer["pictures"] if picture["name"] == "continuation")
-    assert drawn  # how many there are depends on how fast the machine is
+    assert len(shares) >= 3
     assert all((before != after).any() for before, after in itertools.pairwise([*drawn, last]))
     assert shares == sorted(set(shares))
     assert (shares[0], answer["share"]) == (0.0, 1.0)
