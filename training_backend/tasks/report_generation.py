@@ -11,6 +11,7 @@ from training_backend.config import TaskConfig, ui
 from training_backend.data.text import UNKNOWN, Words, readable, vocabulary, words
 from training_backend.methods.base import Batch, StepOutput
 from training_backend.tasks.base import CaseResult, Progress, Task, Told
+from training_backend.tasks.text_match import VOLUMES
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -71,30 +72,23 @@ class ReportConfig(TaskConfig):
         return self
 
 
-_AUGMENT = {"flip": (0.0, 0.0, 0.0)}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
         "task": {"width": 128, "hidden": 256, "heads": 4, "slots": 16, "longest": 64, "least_count": 2},
-        "data": {"view": "volume", "size": (48, 48, 48), "crops_per_volume": 1, "augment": {**_AUGMENT, "noise": 0.1}},
+        "data": VOLUMES["tiny"],
         "optim": {"epochs": 1000, "max_steps": 300, "batch_size": 8, "lr": 1e-3},
     },
     "small": {
-        "data": {"view": "volume", "size": (96, 96, 96), "crops_per_volume": 1, "augment": _AUGMENT},
+        "data": VOLUMES["small"],
         "optim": {"epochs": 60, "batch_size": 8, "lr": 3e-4},
     },
     "base": {
-        "data": {"view": "volume", "size": (128, 128, 128), "crops_per_volume": 1, "augment": _AUGMENT},
+        "data": VOLUMES["base"],
         "optim": {"epochs": 60, "batch_size": 8, "lr": 2e-4},
     },
     "published": {
         "task": {"report_memory": True, "block_trigrams": False},
-        "data": {
-            "view": "volume",
-            "size": (96, 96, 96),
-            "keep_aspect": False,
-            "crops_per_volume": 1,
-            "augment": _AUGMENT,
-        },
+        "data": VOLUMES["ctrg"],
         "optim": {
             "epochs": 30,
             "batch_size": 4,
@@ -107,7 +101,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         },
     },
 }
-"""Left and right are words of reports, so no preset flips a volume."""
 
 
 def build(run: RunConfig, encoder: Encoder) -> nn.Module:

@@ -10,7 +10,7 @@ from pydantic import Field
 from training_backend.config import ui
 from training_backend.methods.base import Batch, StepOutput
 from training_backend.tasks.base import CaseResult, Progress, Task, Told
-from training_backend.tasks.text_match import MatchConfig, build_match, contained, layer_id
+from training_backend.tasks.text_match import CXR_BERT, VOLUMES, MatchConfig, build_match, contained, layer_id
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -38,19 +38,18 @@ class RetrievalConfig(MatchConfig):
     """Start of the learnt temperature: scores are cosines times its exponential. Published: 1."""
 
 
-_AUGMENT = {"flip": (0.0, 0.0, 0.0)}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
         "task": {"latent": 64, "text": {"width": 96, "longest": 96}},
-        "data": {"view": "volume", "size": (48, 48, 48), "crops_per_volume": 1, "augment": {**_AUGMENT, "noise": 0.1}},
+        "data": VOLUMES["tiny"],
         "optim": {"epochs": 1000, "max_steps": 300, "batch_size": 16, "lr": 5e-4},
     },
     "small": {
-        "data": {"view": "volume", "size": (96, 96, 96), "crops_per_volume": 1, "augment": _AUGMENT},
+        "data": VOLUMES["small"],
         "optim": {"epochs": 60, "batch_size": 32, "lr": 2e-4},
     },
     "base": {
-        "data": {"view": "volume", "size": (128, 128, 128), "crops_per_volume": 1, "augment": _AUGMENT},
+        "data": VOLUMES["base"],
         "optim": {"epochs": 60, "batch_size": 32, "lr": 1e-4},
     },
     "published": {
@@ -59,21 +58,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "project": 768,
             "norm": "none",
             "temperature": 1.0,
-            "text": {"source": "microsoft/BiomedVLP-CXR-BERT-specialized", "longest": 512},
+            "text": CXR_BERT,
         },
-        "data": {
-            "view": "volume",
-            "size": (240, 480, 480),
-            "keep_aspect": False,
-            "crops_per_volume": 1,
-            "intensity": {"profile": "window", "low": -1000.0, "high": 200.0},
-            "augment": _AUGMENT,
-        },
+        "data": VOLUMES["ct-rate"],
         "optim": {"epochs": 10, "batch_size": 8, "lr": 1e-5, "weight_decay": 0.1, "betas": (0.9, 0.999)},
     },
 }
-"""Left and right are words of reports, so no preset flips a volume. All pairs of a batch are compared, so micro-batches
-are as large as the batch unless memory runs out."""
+"""All pairs of a batch are compared, so micro-batches are as large as the batch unless memory runs out."""
 
 
 def build(run: RunConfig, encoder: Encoder) -> nn.Module:

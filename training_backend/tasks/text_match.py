@@ -1,8 +1,8 @@
-"""What the tasks on texts and volumes share: settings and network of latents of both."""
+"""What the tasks on texts and volumes share: how volumes are seen, settings and network of latents of both."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from training_backend.config import RunConfig
     from training_backend.methods.base import Encoder
     from training_backend.nn.text_match import TextMatch
+
+_WHOLE: dict[str, Any] = {"view": "volume", "crops_per_volume": 1, "augment": {"flip": (0.0, 0.0, 0.0)}}
+VOLUMES: dict[str, dict[str, Any]] = {
+    "tiny": {**_WHOLE, "size": (48, 48, 48), "augment": {**_WHOLE["augment"], "noise": 0.1}},
+    "small": {**_WHOLE, "size": (96, 96, 96)},
+    "base": {**_WHOLE, "size": (128, 128, 128)},
+    "ctrg": {**_WHOLE, "size": (96, 96, 96), "keep_aspect": False},
+    "ct-rate": {
+        **_WHOLE,
+        "size": (240, 480, 480),
+        "keep_aspect": False,
+        "intensity": {"profile": "window", "low": -1000.0, "high": 200.0},
+    },
+}
+"""Data settings by preset, and as published for two data sets. Left and right are words of reports, so none flips."""
+CXR_BERT = {"source": "microsoft/BiomedVLP-CXR-BERT-specialized", "longest": 512}
+"""The published text encoder."""
 
 
 class MatchConfig(TaskConfig):

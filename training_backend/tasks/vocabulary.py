@@ -10,7 +10,7 @@ from pydantic import Field
 from training_backend.config import ui
 from training_backend.methods.base import Batch, StepOutput
 from training_backend.tasks.base import CaseResult, Progress, Task, Told
-from training_backend.tasks.text_match import MatchConfig, build_match, contained, layer_id
+from training_backend.tasks.text_match import CXR_BERT, VOLUMES, MatchConfig, build_match, contained, layer_id
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -56,19 +56,18 @@ class VocabularyConfig(MatchConfig):
     """Findings compared at a time (published: 6); sets memory against speed and changes no number."""
 
 
-_AUGMENT = {"flip": (0.0, 0.0, 0.0)}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
         "task": {"latent": 64, "text": {"width": 96, "longest": 32}},
-        "data": {"view": "volume", "size": (48, 48, 48), "crops_per_volume": 1, "augment": {**_AUGMENT, "noise": 0.1}},
+        "data": VOLUMES["tiny"],
         "optim": {"epochs": 1000, "max_steps": 200, "batch_size": 8, "lr": 5e-4},
     },
     "small": {
-        "data": {"view": "volume", "size": (96, 96, 96), "crops_per_volume": 1, "augment": _AUGMENT},
+        "data": VOLUMES["small"],
         "optim": {"epochs": 40, "batch_size": 8, "lr": 2e-4},
     },
     "base": {
-        "data": {"view": "volume", "size": (128, 128, 128), "crops_per_volume": 1, "augment": _AUGMENT},
+        "data": VOLUMES["base"],
         "optim": {"epochs": 40, "batch_size": 8, "lr": 1e-4},
     },
     "published": {
@@ -77,16 +76,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "norm": "none",
             "findings": CT_RATE,
             "latents_only": True,
-            "text": {"source": "microsoft/BiomedVLP-CXR-BERT-specialized", "longest": 512},
+            "text": CXR_BERT,
         },
-        "data": {
-            "view": "volume",
-            "size": (240, 480, 480),
-            "keep_aspect": False,
-            "crops_per_volume": 1,
-            "intensity": {"profile": "window", "low": -1000.0, "high": 200.0},
-            "augment": _AUGMENT,
-        },
+        "data": VOLUMES["ct-rate"],
         "optim": {"epochs": 10, "batch_size": 1, "lr": 1e-5, "weight_decay": 0.1, "betas": (0.9, 0.999)},
     },
 }
