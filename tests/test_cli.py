@@ -180,6 +180,9 @@ def test_a_run_that_failed_before_its_first_step_makes_room_for_the_corrected_co
     small = ["--preset", "tiny", "--data.size", "16", "16", "16", "--optim.max-steps", "1", "--engine.threads", "1"]
     command = ["finetune", "--data", str(tmp_path / "dataset"), "--output", str(tmp_path / "run"), *small]
     assert main([*command, "--weights", str(tmp_path / "nowhere.pth")]) == 1
+    assert not (tmp_path / "run").exists()
+    assert main([*command, "--task.classes", "background", "lung"]) == 1
+    assert (tmp_path / "run" / "error.json").exists()
     assert main(command) == 0
 
 

@@ -12,6 +12,7 @@ from tests.recipe_kit import Cohorts, phantom
 from training_backend.cli import main
 from training_backend.config import RunConfig
 from training_backend.config import recipes as catalogue
+from training_backend.config.presets import pretrain_config
 from training_backend.config.recipes import Recipe, matched, recipe, recipe_config, recipes
 from training_backend.data.fits import check_fit, misfits
 from training_backend.engine.rundir import RunDirectory
@@ -212,6 +213,7 @@ def test_flags_that_contradict_a_recipe_are_named(arguments: list[str], sentence
 def test_weights_decide_the_optimiser_and_a_file_lies_over_the_recipe(tmp_path: Path) -> None:
     file = tmp_path / "changes.yaml"
     file.write_text("optim: {epochs: 7}\n")
-    config = _defaults("finetune", ["--recipe", "la", "--weights", "ar.pth", "--config", str(file)])
-    assert (config.optim.lr, config.optim.epochs, config.weights) == (3e-4, 7, "ar.pth")
+    weights = str(RunDirectory.create(tmp_path / "ar", pretrain_config("ar", "tiny", tmp_path)).path)
+    config = _defaults("finetune", ["--recipe", "la", "--weights", weights, "--config", str(file)])
+    assert (config.optim.lr, config.optim.epochs, config.weights) == (3e-4, 7, weights)
     assert math.isclose(_defaults("finetune", ["--recipe", "la"]).optim.lr, 1e-4)

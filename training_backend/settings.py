@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from training_backend.config import ConfigModel, RunConfig, merged
-from training_backend.config.presets import DEFAULT_METHOD, PRESETS, finetune_config, pretrain_config
+from training_backend.config.presets import DEFAULT_METHOD, PRESETS, backbone_config, pretrain_config
 from training_backend.config.recipes import PRESET as RECIPE_PRESET
 from training_backend.config.recipes import recipe as find_recipe
 from training_backend.config.recipes import recipe_config
 from training_backend.config.registry import methods, tasks
-from training_backend.errors import ConfigError
+from training_backend.errors import ConfigError, WeightsError
 from training_backend.flags import call
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def parse_training(kind: str, arguments: Sequence[str]) -> RunReport:
     """Parse the flags of ``med3dssl pretrain`` or ``finetune`` and run it.
 
-    The choice of method, task, preset or recipe, dataset and ``--config`` file decides the defaults of all other flags,
-    so it is read first.
+    The choice of method, task, preset or recipe, weights, dataset and ``--config`` file decides the defaults of all
+    other flags, so it is read first. A fine-tuning run takes method and encoder over from its weights.
     """
     import tyro
 
@@ -72,7 +72,7 @@ _HELP = """{what}
 Args:
     data: Folder of a dataset made by ``med3dssl data ingest``.
     output: Run directory to create; one that exists is resumed when its settings are the same.
-    method: Self-supervised method: {methods}.
+    method: Self-supervised method: {methods}; that of the weights when fine-tuning.
     task: Downstream task (fine-tuning only): {tasks}.
     preset: Starting point of all settings: {presets}.
     recipe: Published settings for one public dataset, in place of a preset (fine-tuning only): med3dssl recipes list.
@@ -85,32 +85,65 @@ def _defaults(kind: str, arguments: Sequence[str]) -> RunConfig:
     """The configuration before flags: preset, then the ``--config`` file."""
     chosen = {name: _peek(arguments, name) for name in ("method", "task", "preset", "config", "recipe")}
     from_file = _from_file(chosen["config"]) if chosen["config"] else {}
-    method = chosen["method"] or (from_file.get("method") or {}).get("name", DEFAULT_METHOD)
+    wished = chosen["method"] or (from_file.get("method") or {}).get("name", "")
     task = chosen["task"] or (from_file.get("task") or {}).get("name", "segmentation")
     if chosen["preset"] and chosen["preset"] not in PRESETS:
         raise ConfigError(f"There is no preset {chosen['preset']!r}.", f"Choose one of {', '.join(PRESETS)}.")
     preset = chosen["preset"] or from_file.get("preset", "small")
     changes = {key: value for key, value in from_file.items() if key not in ("kind", "preset")}
-    dataset = Path()
     if chosen["recipe"]:
         return _by_recipe(kind, chosen, arguments, changes)
     if kind == "pretrain":
-        return _implied(method, preset if preset in PRESETS else "small", changes, arguments)
-    base = finetune_config(task, preset if preset in PRESETS else "small", dataset, method)
+        return _implied(wished or DEFAULT_METHOD, preset if preset in PRESETS else "small", changes, arguments)
+    backbone = _backbone(arguments, changes)
+    if not backbone or wished not in ("", backbone["method"]["name"]):
+        backbone = {"method": {"name": wished or DEFAULT_METHOD}}
+    base = backbone_config(task, preset if preset in PRESETS else "small", Path(), backbone)
     return RunConfig.parse(merged(base.model_dump(), changes))
+
+
+def _backbone(arguments: Sequence[str], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings "method" and "data" of the weights that a fine-tuning run starts from; empty without any.
+
+    Of a run whose weights are gone and that goes on in `--output`, its own.
+    """
+    import yaml
+
+    source, output = _peek(arguments, "weights") or str(changes.get("weights", "")), Path(_peek(arguments, "output"))
+    if not source or {"-h", "--help"} & set(arguments):
+        return {}
+    own = Path(source) / "config.yaml"
+    if own.is_file():
+        config = RunConfig.load(own)
+    else:
+        from training_backend.weights.source import open_source
+
+        told = {name: yaml.safe_load(value) for name, value in _method_flags(arguments).items()}
+        try:
+            config = open_source(source, {"method": told} if told else None).config
+        except WeightsError:
+            if not (output / "config.yaml").is_file():
+                raise
+            config = RunConfig.load(output / "config.yaml")
+    return {"method": config.method.model_dump(), "data": config.data.model_dump()}
 
 
 def _implied(method: str, preset: str, changes: dict[str, Any], arguments: Sequence[str]) -> RunConfig:
     """A preset with `changes`, and with all that follows from the flags that have a single value of the method."""
+    try:
+        return pretrain_config(method, preset, Path(), merged(changes, {"method": _method_flags(arguments)}))
+    except (ConfigError, ValueError):  # the flags themselves are parsed later, with better sentences
+        return pretrain_config(method, preset, Path(), changes)
+
+
+def _method_flags(arguments: Sequence[str]) -> dict[str, str]:
+    """Values of the flags that have a single one, by field of the method."""
     start, flags = "--method.", {}
     for flag, value in pairwise([*arguments, "--"]):
         name, equals, told = flag.removeprefix(start).partition("=")
         if flag.startswith(start) and (equals or not value.startswith("--")):
             flags[name.replace("-", "_")] = told if equals else value
-    try:
-        return pretrain_config(method, preset, Path(), merged(changes, {"method": flags}))
-    except (ConfigError, ValueError):  # the flags themselves are parsed later, with better sentences
-        return pretrain_config(method, preset, Path(), changes)
+    return flags
 
 
 def _by_recipe(kind: str, chosen: dict[str, str], arguments: Sequence[str], changes: dict[str, Any]) -> RunConfig:
@@ -129,7 +162,10 @@ def _by_recipe(kind: str, chosen: dict[str, str], arguments: Sequence[str], chan
             )
     data, weights = _peek(arguments, "data"), _peek(arguments, "weights") or str(changes.get("weights", ""))
     contrasts = contrasts_of(Path(data)) if data else ()
-    return recipe_config(found.name, Path(), weights=weights, contrasts=contrasts, changes=changes)
+    backbone = _backbone(arguments, changes).get("method", {})
+    if backbone.get("name") != found.system:
+        backbone = {}  # what does not fit is told when the weights are read
+    return recipe_config(found.name, Path(), weights=weights, contrasts=contrasts, backbone=backbone, changes=changes)
 
 
 def _from_file(file: str) -> dict[str, Any]:

@@ -17,18 +17,15 @@ from napari_med3dssl.predict_box import PredictBox
 from napari_med3dssl.pretrain_panel import NO_DATA, dataset_line
 from napari_med3dssl.weights_picker import WeightsPicker
 from training_backend.config import RunConfig, merged
-from training_backend.config.presets import DEFAULT_METHOD, PRESETS, finetune_config
+from training_backend.config.presets import PRESETS, backbone_config
 from training_backend.config.recipes import PRESET, recipe_config, recipes
 from training_backend.config.recipes import recipe as find_recipe
-from training_backend.config.registry import task as find_task
 from training_backend.config.registry import tasks
 from training_backend.data.fits import contrasts_of
 from training_backend.errors import ConfigError, Med3dError
 
 HIDDEN = ("kind", "preset", "recipe", "weights", "data.dataset", "task.classes", "method")
 """Settings that other controls of the panel decide; those of the method come with the backbone."""
-KEPT = ("intensity", "size", "view", "keep_aspect", "contrasts")
-"""Data settings that a backbone was trained with and wants again, where the task's preset does not decide."""
 
 
 class FinetunePanel(QWidget):
@@ -166,13 +163,9 @@ class FinetunePanel(QWidget):
         name, preset = self.task.currentData(), self.preset.currentData()
         if name is None:
             return
-        method = self._backbone.get("method", {})
-        kept = {key: value for key, value in self._backbone.get("data", {}).items() if key in KEPT}
-        decided = dict(find_task(name).presets.get(preset, {}).get("data", {}))
-        dataset = self.state.dataset or Path()
-        changes = {"method": method, "data": merged(kept, decided), "task": targets_of(name, self.state.dataset)}
+        changes = {"task": targets_of(name, self.state.dataset)}
         try:
-            self._show(finetune_config(name, preset, dataset, method.get("name", DEFAULT_METHOD), changes))
+            self._show(backbone_config(name, preset, self.state.dataset or Path(), self._backbone, changes))
         except Med3dError as error:
             self.launch.notice.say("error", str(error))
 
@@ -189,10 +182,8 @@ class FinetunePanel(QWidget):
             method = {}
         try:
             contrasts = contrasts_of(dataset)
-            own = found.run.get("method", {})  # how the authors turn these files, whatever the backbone was shown
-            changes = {"method": {key: value for key, value in method.items() if key not in own}}
             self._show(
-                recipe_config(found.name, dataset, weights=self.weights.source, contrasts=contrasts, changes=changes)
+                recipe_config(found.name, dataset, weights=self.weights.source, contrasts=contrasts, backbone=method)
             )
         except Med3dError as error:
             self.launch.notice.say("error", str(error))

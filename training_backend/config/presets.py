@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from training_backend.errors import ConfigError
 
 DEFAULT_METHOD = "mae3d"
 """Method that is offered first, and whose encoder a fine-tuning run has where nothing else is said."""
+
+KEPT = ("intensity", "size", "view", "keep_aspect", "contrasts")
+"""Data settings that a backbone was trained with and wants again, where the task's preset does not decide."""
 
 PRESETS = {
     "tiny": "CPU, minutes",
@@ -49,6 +53,31 @@ def finetune_config(
         "data": data,
     }
     return RunConfig.parse(merged(merged(base, chosen), changes or {}))
+
+
+def backbone_config(
+    task: str,
+    preset: str,
+    dataset: Path,
+    backbone: Mapping[str, Mapping[str, Any]],
+    changes: dict[str, Any] | None = None,
+) -> RunConfig:
+    """Configuration of a fine-tuning run that takes over what its backbone is and was trained on.
+
+    Args:
+        task: name of the task.
+        preset: of the task; its data settings win over those of the backbone.
+        dataset: folder of the dataset.
+        backbone: its settings "method" and "data"; may be empty.
+        changes: nested changes laid over all of it.
+    """
+    method = dict(backbone.get("method", {}))
+    kept = {name: value for name, value in backbone.get("data", {}).items() if name in KEPT}
+    if kept.get("view") == "sequence":
+        kept["view"] = "crop"
+    decided = dict(find_task(task).presets.get(preset, {}).get("data", {}))
+    own = {"method": method, "data": merged(kept, decided)}
+    return finetune_config(task, preset, dataset, method.get("name", DEFAULT_METHOD), merged(own, changes or {}))
 
 
 def _preset(presets: Any, name: str, owner: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ apart in every recipe's notes.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -148,6 +149,7 @@ def recipe_config(
     *,
     weights: str = "",
     contrasts: tuple[str, ...] = (),
+    backbone: Mapping[str, Any] | None = None,
     changes: dict[str, Any] | None = None,
 ) -> RunConfig:
     """Configuration of a fine-tuning run by a recipe.
@@ -157,11 +159,13 @@ def recipe_config(
         dataset: folder of the dataset.
         weights: what the encoder starts from; without any the recipe's settings for random weights apply.
         contrasts: those of the dataset, which go by their own names where the recipe stacks several.
+        backbone: settings of the encoder that `weights` hold; those that the recipe names stay the recipe's, since they
+            say how the authors turn these files, whatever the backbone was shown.
         changes: nested changes laid over all of it.
     """
     found = recipe(name)
     facts = found.dataset
-    base: dict[str, Any] = {"recipe": name, "weights": weights}
+    base: dict[str, Any] = {"recipe": name, "weights": weights, "method": dict(backbone or {})}
     if len(facts.channels) > 1:
         base["data"] = {"contrasts": matched(facts.channels, contrasts) or facts.channels}
     if found.task in ("segmentation", "registration"):
