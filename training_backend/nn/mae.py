@@ -146,19 +146,15 @@ class MaskedAutoencoder(VitEncoder):
         prediction = self._decode(latent, masking, volume, first=latent.shape[1] if hidden else 0)
         if not hidden:
             return prediction.sum() * 0.0
-        target = self._target(_take(pixels, masking.hidden))
-        if padding is None:
-            return F.mse_loss(prediction.float(), target)
-        counts = patchify((~padding).unsqueeze(1).expand_as(volume).float(), self.patch_size)
-        weights = _take(counts, masking.hidden)
-        errors = ((prediction.float() - target).square() * weights).sum(dim=(1, 2))
-        return (errors / weights.sum(dim=(1, 2)).clamp(min=1)).mean()  # per view: the same for any micro-batch
+        target = self._target(take_rows(pixels, masking.hidden))
+        counts = None if padding is None else voxels_that_count(padding, volume, masking.hidden, self.patch_size)
+        return hidden_error(prediction, target, counts)
 
     def reconstruct(self, volume: Tensor, noise: Tensor, mask_ratio: float | None = None) -> Reconstruction:
         """Prediction of every patch, visible ones too; arguments as `forward`."""
         pixels, masking = self._mask(volume, noise, mask_ratio)
         latent = self._encode_visible(pixels, masking, volume)
-        prediction = _take(self._decode(latent, masking, volume, first=1), masking.restore)
+        prediction = take_rows(self._decode(latent, masking, volume, first=1), masking.restore)
         mask = masking.mask
         error = (prediction.float() - self._target(pixels)).square().mean(dim=-1)
         loss = (error * mask).sum() / mask.sum().clamp(min=1)
@@ -173,8 +169,7 @@ class MaskedAutoencoder(VitEncoder):
         """Predicted patches [B, L, p] in the intensities of `volume`, whose own patch statistics are used."""
         if not self.norm_pix_loss:
             return prediction
-        pixels = patchify(volume, self.patch_size)
-        return prediction * (pixels.var(dim=-1, keepdim=True) + 1e-6).sqrt() + pixels.mean(dim=-1, keepdim=True)
+        return denormalised_patches(prediction, patchify(volume, self.patch_size))
 
     def _mask(self, volume: Tensor, noise: Tensor, ratio: float | None) -> tuple[Tensor, Masking]:
         chosen = self.mask_ratio if ratio is None else ratio
@@ -182,7 +177,7 @@ class MaskedAutoencoder(VitEncoder):
 
     def _encode_visible(self, pixels: Tensor, masking: Masking, volume: Tensor) -> Tensor:
         positions = self.positions(patch_grid(tuple(volume.shape[2:]), self.patch_size))
-        tokens = self.patch_embed.embed(_take(pixels, masking.visible)) + positions[0, 1:][masking.visible]
+        tokens = self.patch_embed.embed(take_rows(pixels, masking.visible)) + positions[0, 1:][masking.visible]
         first = (self.cls_token + positions[:, :1]).expand(len(tokens), -1, -1)
         x = torch.cat([first.to(tokens.dtype), tokens], dim=1)
         for block in self.blocks:
@@ -194,11 +189,7 @@ class MaskedAutoencoder(VitEncoder):
         """Predictions of the tokens from number `first` of the sequence [class, visible, hidden] on."""
         grid = patch_grid(tuple(volume.shape[2:]), self.patch_size)
         positions = resize_table(self.decoder_pos_embed, self.grid, grid)[0]
-        seen = self.decoder_embed(latent) + torch.cat(
-            [positions[:1].expand(len(latent), 1, -1), positions[1:][masking.visible]], dim=1
-        )
-        unseen = self.mask_token + positions[1:][masking.hidden]
-        x = torch.cat([seen, unseen.to(seen.dtype)], dim=1)
+        x = decoder_tokens(self.decoder_embed(latent), self.mask_token, positions, masking)
         for block in self.decoder_blocks[:-1]:
             x = block(x)
         x = self.decoder_blocks[-1](x, first)
@@ -207,14 +198,49 @@ class MaskedAutoencoder(VitEncoder):
 
     def _target(self, pixels: Tensor) -> Tensor:
         """What patches [B, n, p] should be predicted as, in float32 whatever the precision of the rest."""
-        pixels = pixels.float()
-        if not self.norm_pix_loss:
-            return pixels
-        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-        return (pixels - mean) / (variance + 1e-6).sqrt()
+        return normalised_patches(pixels) if self.norm_pix_loss else pixels.float()
 
 
-def _take(tokens: Tensor, indices: Tensor) -> Tensor:
+def decoder_tokens(latent: Tensor, mask_token: Tensor, positions: Tensor, masking: Masking) -> Tensor:
+    """Input [B, 1 + L, E] of a decoder, ordered [class, visible, hidden].
+
+    Args:
+        latent: [B, 1 + visible, E] output of the encoder in the decoder's width.
+        mask_token: [1, 1, E], stands for every hidden patch.
+        positions: [1 + L, E] table in raster order, class row first.
+        masking: which patches are which.
+    """
+    first = positions[:1].expand(len(latent), 1, -1)
+    seen = latent + torch.cat([first, positions[1:][masking.visible]], dim=1)
+    unseen = mask_token + positions[1:][masking.hidden]
+    return torch.cat([seen, unseen.to(seen.dtype)], dim=1)
+
+
+def normalised_patches(pixels: Tensor) -> Tensor:
+    """Patches [B, n, p] with zero mean and unit (unbiased) variance each, in float32."""
+    variance, mean = torch.var_mean(pixels.float(), dim=-1, keepdim=True)
+    return (pixels.float() - mean) / (variance + 1e-6).sqrt()
+
+
+def denormalised_patches(prediction: Tensor, pixels: Tensor) -> Tensor:
+    """Predicted patches [B, n, p] in the intensities of the true ones, `pixels`, whose statistics are used."""
+    return prediction * (pixels.var(dim=-1, keepdim=True) + 1e-6).sqrt() + pixels.mean(dim=-1, keepdim=True)
+
+
+def voxels_that_count(padding: Tensor, volume: Tensor, hidden: Tensor, patch_size: Triple) -> Tensor:
+    """Weights [B, n, p] of the voxels of hidden patches: 0 outside the scan, where `padding` [B, D, H, W] is true."""
+    return take_rows(patchify((~padding).unsqueeze(1).expand_as(volume).float(), patch_size), hidden)
+
+
+def hidden_error(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error of hidden patches [B, n, p] over the voxels that count (`weights` 0 or 1; None counts all)."""
+    if weights is None:
+        return F.mse_loss(prediction.float(), target)
+    errors = ((prediction.float() - target).square() * weights).sum(dim=(1, 2))
+    return (errors / weights.sum(dim=(1, 2)).clamp(min=1)).mean()  # per view: the same for any micro-batch
+
+
+def take_rows(tokens: Tensor, indices: Tensor) -> Tensor:
     """Rows `indices` [B, n] of `tokens` [B, L, E]."""
     batch, length, width = tokens.shape
     rows = indices + torch.arange(batch, device=indices.device).unsqueeze(1) * length

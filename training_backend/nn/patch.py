@@ -34,8 +34,13 @@ class PatchEmbed(nn.Module):
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Tokens [..., E] of patches [..., p] as `patchify` cuts them."""
-        weight = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)  # a view for one channel
-        return F.linear(pixels, weight, self.proj.bias)
+        return embed_patches(self.proj, pixels)
+
+
+def embed_patches(convolution: nn.Conv2d | nn.Conv3d, pixels: Tensor) -> Tensor:
+    """Tokens [..., E] of patches [..., p] as `patchify` cuts them, of a convolution whose stride is its kernel."""
+    weight = convolution.weight.movedim(1, -1).flatten(1)  # a view for one channel
+    return F.linear(pixels, weight, convolution.bias)
 
 
 def patch_grid(shape: tuple[int, ...], patch_size: Triple) -> Triple:

@@ -54,10 +54,16 @@ def resize_table(table: Tensor, old_grid: Triple, new_grid: Triple) -> Tensor:
     """
     if old_grid == new_grid:
         return table
-    width = table.shape[-1]
-    volume = table[:, 1:].reshape(1, *old_grid, width).permute(0, 4, 1, 2, 3)
-    volume = F.interpolate(volume.float(), size=new_grid, mode="trilinear", align_corners=False).to(table.dtype)
-    return torch.cat([table[:, :1], volume.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([table[:, :1], resize_rows(table[0, 1:], old_grid, new_grid)[None]], dim=1)
+
+
+def resize_rows(rows: Tensor, old_grid: Triple, new_grid: Triple) -> Tensor:
+    """Rows [L', E] of the positions of `new_grid`, by trilinear interpolation of those [L, E] of `old_grid`."""
+    if old_grid == new_grid:
+        return rows
+    volume = rows.reshape(1, *old_grid, rows.shape[-1]).permute(0, 4, 1, 2, 3)
+    volume = F.interpolate(volume.float(), size=new_grid, mode="trilinear", align_corners=False).to(rows.dtype)
+    return volume[0].flatten(1).transpose(0, 1)
 
 
 def cubic_grid(tokens: int) -> Triple:
