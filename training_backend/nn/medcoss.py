@@ -116,6 +116,8 @@ class MedcossEncoder(nn.Module):
     Args:
         settings: sizes and options.
         encodes: kinds that it can read; only their tokenizers are built.
+        learns: the one of them that is its own, whose channels and patch it states (`in_channels`, `patch_size`);
+            by default the last of text, 2d, 3d that it reads.
         class_token: whether images have a class token in front, as in pre-training and classification; the published
             segmentation networks have none.
         grey: whether the 2-D images that a task gives have one channel (`in_channels`); the network takes both.
@@ -126,6 +128,7 @@ class MedcossEncoder(nn.Module):
         settings: MedcossSettings,
         encodes: Iterable[Kind] = ("3d",),
         *,
+        learns: Kind | None = None,
         class_token: bool = True,
         grey: bool = False,
     ) -> None:
@@ -135,11 +138,12 @@ class MedcossEncoder(nn.Module):
         if not self.encodes:
             raise ConfigError(f"An encoder reads at least one of {', '.join(KINDS)}.")
         self.width, self.depth = settings.width, settings.depth
+        self.learns: Kind = learns or self.encodes[-1]
         images = self.image_kinds
-        self.in_channels = settings.channels(images[-1]) if images else 0
-        if images == ("2d",) and grey:
-            self.in_channels = 1
-        self.patch_size: Triple = settings.patch(images[-1]) if images else (1, 1, 1)
+        self.in_channels = (
+            1 if self.learns == "text" or (self.learns == "2d" and grey) else settings.channels(self.learns)
+        )
+        self.patch_size: Triple = settings.patch(self.learns)
         _check(settings, images)
         self.fused_encoder = SharedEncoder(
             settings.width, settings.depth, settings.heads, settings.mlp_dim, settings.drop_path
@@ -197,7 +201,7 @@ class MedcossEncoder(nn.Module):
             return 0
         return int(rest.split(".")[1]) + 1 if first == "fused_encoder" else self.depth + 1
 
-    def image_features(
+    def encode_image(
         self, volume: Tensor, noise: Tensor | None = None, row: int = 0, mask_ratio: float | None = None
     ) -> Tensor:
         """Output [B, 1 + n, E] of the last layer, class token first.
@@ -210,7 +214,7 @@ class MedcossEncoder(nn.Module):
         """
         return self._encode_visible(volume, None if noise is None else self._masking(noise, mask_ratio), row)
 
-    def text_features(self, ids: Tensor, attention: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor, attention: Tensor) -> Tensor:
         """Output [B, T, E] of the last layer for token numbers and mask (1: a token) [B, T], padding included."""
         compatible = self.settings.text_mask == "compatible"
         mask = text_mask(attention, self.settings.heads, compatible=compatible)
@@ -250,13 +254,19 @@ class MedcossNetwork(MedcossEncoder):
         learns: kind of the stage's own modality; its decoder is built.
         encodes: kinds of all modalities that it sees, those of its buffer included; that of `learns` always is.
         decodes: further kinds whose decoders are wanted, e.g. all for a published file.
+        grey: see `MedcossEncoder`.
     """
 
     def __init__(
-        self, settings: MedcossSettings, learns: Kind, encodes: Iterable[Kind] = (), decodes: Iterable[Kind] = ()
+        self,
+        settings: MedcossSettings,
+        learns: Kind,
+        encodes: Iterable[Kind] = (),
+        decodes: Iterable[Kind] = (),
+        *,
+        grey: bool = False,
     ) -> None:
-        super().__init__(settings, {learns, *encodes})
-        self.learns = learns
+        super().__init__(settings, {learns, *encodes, *decodes}, learns=learns, grey=grey)
         self.decodes = tuple(kind for kind in KINDS if kind in {learns, *decodes})
         wide, kinds = settings.decoder_width, set(self.decodes)
         if kinds - {"text"}:
@@ -332,13 +342,13 @@ class MedcossNetwork(MedcossEncoder):
             attention: [B, T], 1 where there is a token.
         """
         asked = labels != NOT_LABELLED
-        logits = self.word_logits(self.text_features(ids, attention)[asked])  # the rest of the big product is spared
+        logits = self.word_logits(self.encode_text(ids, attention)[asked])  # the rest of the big product is spared
         if not len(logits):
             return logits.sum() * 0.0
         return F.cross_entropy(logits.float(), labels[asked])
 
     def word_logits(self, features: Tensor) -> Tensor:
-        """Scores [..., V] of words, from features [..., E] of `text_features`."""
+        """Scores [..., V] of words, from features [..., E] of `encode_text`."""
         logits: Tensor = self.mlm_head(features + self.decoder_pos_embed_1D.weight[0])
         return logits
 

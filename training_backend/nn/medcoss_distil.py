@@ -90,8 +90,8 @@ def distil_images(student: MedcossEncoder, teacher: MedcossEncoder, volume: Tens
     if draws.order is not None and draws.share is not None:
         volume = mix_images(volume, draws.order, draws.share)
     with torch.no_grad():
-        wanted = teacher.image_features(volume, draws.noise, draws.teacher_row)
-    return distillation_loss(student.image_features(volume, draws.noise, draws.row), wanted)
+        wanted = teacher.encode_image(volume, draws.noise, draws.teacher_row)
+    return distillation_loss(student.encode_image(volume, draws.noise, draws.row), wanted)
 
 
 def distil_text(
@@ -101,8 +101,8 @@ def distil_text(
     if draws is not None:
         ids, attention = mix_text(ids, attention, draws)
     with torch.no_grad():
-        wanted = teacher.text_features(ids, attention)
-    return distillation_loss(student.text_features(ids, attention), wanted)
+        wanted = teacher.encode_text(ids, attention)
+    return distillation_loss(student.encode_text(ids, attention), wanted)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
