@@ -37,6 +37,12 @@ ROLES: Mapping[str, Mapping[str, Any]] = {
 """How each kind of picture is drawn."""
 
 
+LENGTH = "length (mm)"
+"""Feature of an arrow that the status bar tells."""
+ARROWS = "#56b4e9"
+"""Colour of arrows; seen on grey and on most labels."""
+
+
 def placement(geometry: Geometry) -> dict[str, Any]:
     """Keyword arguments that put a layer of this grid where it belongs in the viewer's world."""
     sz, sy, sx = geometry.spacing_mm
@@ -145,6 +151,25 @@ def points_layer(voxels: npt.NDArray[Any], geometry: Geometry, name: str, **opti
     """Points at voxel positions [N, 3] (z, y, x) of a grid; sizes are in voxels of the finest axis."""
     placed = {"name": name, **placement(geometry), "metadata": _facts(geometry, "points", {}), **options}
     return np.asarray(voxels, float).reshape(-1, 3), placed, "points"
+
+
+def vectors_layer(arrows: npt.NDArray[Any], geometry: Geometry, name: str, **facts: Any) -> LayerData:
+    """Arrows [N, 2, 3], each its beginning and its extent along (z, y, x) in voxels of a grid."""
+    import pandas as pd
+
+    data = np.asarray(arrows, float).reshape(-1, 2, 3)
+    finest = min(geometry.spacing_mm[1:])
+    options = {
+        "name": name,
+        **placement(geometry),
+        "metadata": _facts(geometry, "vectors", facts),
+        "features": pd.DataFrame({LENGTH: np.linalg.norm(data[:, 1] * geometry.spacing_mm, axis=1)}),
+        "vector_style": "arrow",
+        "edge_width": max(1.5, 0.008 * max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True)))
+        / finest,
+        "edge_color": ARROWS,
+    }
+    return data, options, "vectors"
 
 
 def facts_of(layer: Any) -> dict[str, Any] | None:

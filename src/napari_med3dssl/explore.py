@@ -95,6 +95,11 @@ class ExplorePanel(QWidget):
         return self._scans[index] if 0 <= index < len(self._scans) else None
 
     @property
+    def others(self) -> list[Any]:
+        """The other open scans."""
+        return [layer for layer in self._scans if layer is not self.scan]
+
+    @property
     def busy(self) -> bool:
         """Whether the model process works for this panel."""
         return self._job is not None
@@ -107,6 +112,7 @@ class ExplorePanel(QWidget):
         partial: Callable[[dict[str, Any]], None] | None = None,
         stopped: str = "Cancelled; nothing was changed.",
         scan: Any = None,
+        other: Any = None,
         **params: Any,
     ) -> bool:
         """Send a request for the present scan and model, show how it goes, and hand its values to `then`.
@@ -118,6 +124,7 @@ class ExplorePanel(QWidget):
             partial: gets states of the values to come; of those that come too fast to be drawn, only the newest.
             stopped: what is said after a cancel.
             scan: layer of another scan than the present one.
+            other: layer of a scan that is looked at too.
             params: of the operation.
 
         Returns:
@@ -127,6 +134,8 @@ class ExplorePanel(QWidget):
             return False
         try:
             params["volumes"] = [volume_of(layer) for layer in contrasts(self.viewer, scan or self.scan)]
+            if other is not None:
+                params["other"] = [volume_of(layer) for layer in contrasts(self.viewer, other)]
         except Med3dError as error:
             self.notice.say("error", str(error))
             return False
@@ -273,6 +282,7 @@ class ExplorePanel(QWidget):
             self._maps.setdefault(view.name, PictureLayers(self.viewer, f" · {view.name}", grid=()))
         self.views = [ViewSection(self, view, self._maps[view.name]) for view in suitable]
         for section in self.views:
+            section.offer(self.others)
             self._column.addWidget(section)
         self.masking.setVisible(method is None or "mask_ratio" in method.config.model_fields)
         self._refresh()
@@ -307,8 +317,12 @@ class ExplorePanel(QWidget):
         self.scan_box.blockSignals(False)
         if self.scan is not chosen:
             self._forget_features()
-        self.similarity.offer([layer for layer in self._scans if layer is not self.scan])
+        self._offer_others()
         self._refresh()
+
+    def _offer_others(self) -> None:
+        for section in (self.similarity, *self.views):
+            section.offer(self.others)
 
     def _take_first(self, found: list[WeightsSource]) -> None:
         if not self.state.model and found:
@@ -328,9 +342,9 @@ class ExplorePanel(QWidget):
         self.features = None
         self.leave_picking()
         self.similarity.forget()
-        self.similarity.offer([layer for layer in self._scans if layer is not self.scan])
         for section in self.views:
             section.forget()
+        self._offer_others()
         self._refresh()
 
     def _refresh(self) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from napari_med3dssl import _compat
-from napari_med3dssl._layers import KEY, LayerData, add, labels_layer, picture_layer
+from napari_med3dssl._layers import KEY, LayerData, add, labels_layer, picture_layer, vectors_layer
 from training_backend.data.manifest import ClassEntry
 from training_backend.data.volume import Geometry
 
@@ -83,13 +83,13 @@ class PictureLayers:
         elif not on:
             leave_grid(self._viewer, four)
 
-    def over_scan(self) -> None:
-        """Show these layers over the scan, leaving the grid that pictures of another kind are in."""
+    def over_scan(self, names: Collection[str] = ()) -> None:
+        """Show these layers, or only some of them, over the scan, leaving the grid that pictures are in."""
         if _compat.grid(self._viewer).enabled:
             leave_grid(self._viewer, [layer for layer in self._viewer.layers if layer.visible])
         for name, role in self._roles.items():
             if self[name] is not None:
-                self[name].visible, self[name].opacity = True, OPACITY.get(role, 1.0)
+                self[name].visible, self[name].opacity = not names or name in names, OPACITY.get(role, 1.0)
 
     def _in_grid(self) -> list[Any]:
         names = self._grid or tuple(self._layers)[:4]
@@ -101,6 +101,8 @@ class PictureLayers:
         self._roles[picture["name"]] = picture["role"]
         if layer is not None and _same_grid(layer, made):
             layer.data = made[0]
+            if "features" in made[1]:
+                layer.features = made[1]["features"]
             layer.metadata = made[1]["metadata"]
             if picture.get("follow", True) and "contrast_limits" in made[1]:
                 layer.contrast_limits = made[1]["contrast_limits"]
@@ -130,6 +132,8 @@ def layer_of(picture: Picture, name: str) -> LayerData:
             entry if isinstance(entry, ClassEntry) else ClassEntry(**entry) for entry in picture.get("classes", ())
         ]
         return labels_layer(picture["array"], geometry, name, table, **picture.get("facts", {}))
+    if picture["role"] == "vectors":
+        return vectors_layer(picture["array"], geometry, name, **picture.get("facts", {}))
     limits = picture.get("limits")
     return picture_layer(
         picture["array"],
@@ -142,8 +146,9 @@ def layer_of(picture: Picture, name: str) -> LayerData:
 
 
 def _same_grid(layer: Any, made: LayerData) -> bool:
-    data, options, _ = made
+    data, options, kind = made
     old = Geometry.from_dict(layer.metadata[KEY]["geometry"])
     new = Geometry.from_dict(options["metadata"][KEY]["geometry"])
     same_kind = bool(getattr(layer, "rgb", False)) == bool(options.get("rgb", False))
-    return same_kind and np.shape(layer.data) == data.shape and old.same_grid(new)
+    same_shape = kind == "vectors" or np.shape(layer.data) == data.shape  # there may be more arrows than before
+    return same_kind and same_shape and old.same_grid(new)

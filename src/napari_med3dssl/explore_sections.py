@@ -425,11 +425,22 @@ class AttentionSection(ExploreSection):
 
 def view_point(viewer: Any, layer: Any) -> list[float]:
     """(z, y, x) voxel of `layer` where the view stands: its sliders, and the middle of the canvas for shown axes."""
+    voxel = _looked_at(viewer, layer)
+    return [float(value) for value in np.clip(voxel, 0, np.asarray(layer.data.shape[:3]) - 1)]
+
+
+def point_inside(viewer: Any, layer: Any) -> list[float] | None:
+    """`view_point` where that lies inside `layer`, which need not be the scan that is looked at; else None."""
+    voxel = _looked_at(viewer, layer)
+    inside = (voxel > -1).all() and (voxel < layer.data.shape[:3]).all()
+    return view_point(viewer, layer) if inside else None
+
+
+def _looked_at(viewer: Any, layer: Any) -> npt.NDArray[Any]:
     world = np.asarray(viewer.dims.point, float)
     shown = list(viewer.dims.displayed)
     world[shown] = np.asarray(_compat.camera(viewer).center)[-len(shown) :]
-    voxel = np.asarray(layer.world_to_data(world))[-3:]
-    return [float(value) for value in np.clip(voxel, 0, np.asarray(layer.data.shape[:3]) - 1)]
+    return np.asarray(layer.world_to_data(world))[-3:]
 
 
 def go_to(viewer: Any, layer: Any, voxel: Voxel) -> None:

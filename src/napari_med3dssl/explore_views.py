@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QTimer
 
-from napari_med3dssl._widgets import button, button_row, wrapping
+from napari_med3dssl._widgets import button, button_row, combo, wrapping
 from napari_med3dssl.explore_matrix import Matrices
 from napari_med3dssl.explore_pick import PickMode, Seeds, Voxel, draw_seeds
 from napari_med3dssl.explore_pictures import PictureLayers
-from napari_med3dssl.explore_sections import ExploreSection, view_point
+from napari_med3dssl.explore_sections import ExploreSection, point_inside, view_point
 from napari_med3dssl.forms import Form
 from training_backend.errors import ConfigError
 
@@ -45,6 +45,8 @@ class ViewSection(ExploreSection):
         self._maps = maps
         self._follow = self._starting = True
         self._centre: list[float] | None = None
+        self._over: list[str] = []
+        self._others: list[Any] = []
         self._voxel: Voxel | None = None
         self._marker: Any = None
         self._pick = PickMode(panel.viewer, self._on_picked, self.leave, BANNER)
@@ -55,6 +57,9 @@ class ViewSection(ExploreSection):
         self.settings = Form(view.options())
         self.settings.changed.connect(self._on_options)
         self.about = wrapping(view.tip)
+        self.where = combo("Other scan")
+        self.where.setToolTip("Scan that the one above is compared with; open both.")
+        self.where.currentIndexChanged.connect(self._on_options)
         self.show_button = button("Show", self.show_pictures, "Around the point where the view stands.")
         self.pick_button = button("Pick voxel", self._on_pick_button, "Click in the scan to choose; Esc leaves.")
         self.pick_button.setCheckable(True)
@@ -64,6 +69,8 @@ class ViewSection(ExploreSection):
         self.matrices = Matrices()
         first = self.pick_button if view.point else self.show_button
         self.form.addRow(self.about)
+        if view.other:
+            self.form.addRow("Other scan", self.where)
         self.form.addRow(self.settings)
         self.form.addRow(button_row(first, self.stop_button, self.grid_button))
         self.form.addRow(self.text)
@@ -74,6 +81,25 @@ class ViewSection(ExploreSection):
         """Enable the controls, also while something is drawn: a slider that is dragged must not let go."""
         super().allow(possible)
         self.stop_button.setEnabled(self.drawing)
+
+    @property
+    def other(self) -> Any | None:
+        """The scan that the present one is compared with, or None."""
+        index = self.where.currentIndex()
+        return self._others[index] if 0 <= index < len(self._others) else None
+
+    def offer(self, others: list[Any]) -> None:
+        """The scans besides the present one that can be compared with it."""
+        chosen = self.other
+        self._others = others
+        self.where.blockSignals(True)
+        self.where.clear()
+        self.where.addItems([layer.name for layer in others])
+        if chosen in others:
+            self.where.setCurrentIndex(others.index(chosen))
+        self.where.blockSignals(False)
+        if self.other is not chosen and self.other is not None:
+            self._on_options()
 
     def show_pictures(self) -> None:
         """Draw around the place where the view stands now."""
@@ -89,6 +115,12 @@ class ViewSection(ExploreSection):
             options = self.settings.config()
         except ConfigError:  # said below the field
             return
+        beside: dict[str, Any] = {}
+        if self.view.other:
+            if self.other is None:
+                self.panel.notice.say("info", "Open a second scan to compare with: drop another file on the viewer.")
+                return
+            beside = {"other": self.other, "other_centre": point_inside(self.panel.viewer, self.other)}
         self.wanted = self.panel.busy
         if self.panel.busy:
             if self.drawing:
@@ -104,6 +136,7 @@ class ViewSection(ExploreSection):
             options=options.model_dump(mode="json"),
             centre=self._centre,
             point=self._voxel,
+            **beside,
         )
         self.stop_button.setEnabled(self.drawing)
 
@@ -127,7 +160,10 @@ class ViewSection(ExploreSection):
 
     def toggle_grid(self) -> None:
         """Switch between the pictures side by side and the scan."""
-        self._maps.to_grid(not self._maps.in_grid)
+        if self._maps.in_grid and self._over:
+            self._maps.over_scan(self._over)
+        else:
+            self._maps.to_grid(not self._maps.in_grid)
 
     def _on_options(self) -> None:
         if self._centre is not None or self._voxel is not None:
@@ -170,7 +206,11 @@ class ViewSection(ExploreSection):
         self.grid_button.setEnabled(True)
         if new or self._starting:
             self._maps.link_contrast()
-            if len(pictures) > 2:
+            arrows = [one["name"] for one in pictures if one["role"] == "vectors"]
+            self._over = [pictures[0]["name"], *arrows] if arrows else []  # arrows tell nothing without what is below
+            if arrows:
+                self._maps.over_scan(self._over)
+            elif len(pictures) > 2:
                 self._maps.to_grid()
             else:
                 self._maps.over_scan()

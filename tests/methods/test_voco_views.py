@@ -233,7 +233,7 @@ def test_a_map_is_placed_around_the_centres_and_matrices_are_tables(loaded: Load
     scan = thorax_ct(2, (70, 80, 90)).volume
     prepared = prepare([scan], loaded.profile)
     names = [view.name for view in views_of(loaded)]
-    assert names == ["positions", "position-map", "likeness", "organs", "scales"]
+    assert names == [*(view.name for view in VIEWS), "likeness-across", "teacher"]
     drawing = draw(loaded, prepared, "position-map", {"steps": 1})
     *_, frame = drawing.frames
     first = drawing.placed(frame)[0]

@@ -116,6 +116,8 @@ def view(
     set: tuple[str, ...] = (),
     point: tuple[int, int, int] | None = None,
     centre: tuple[int, int, int] | None = None,
+    other: Path | None = None,
+    other_centre: tuple[int, int, int] | None = None,
     device: str = "auto",
 ) -> Table:
     """Write what a model shows of a scan as volumes on the scan; without a scan, list what it can show.
@@ -128,6 +130,8 @@ def view(
         set: Settings of the view as KEY=VALUE, e.g. prefix=0.5; values are read as YAML.
         point: Voxel (z, y, x) of the scan, for views that start from one.
         centre: Voxel (z, y, x) of the scan around which a model of crops looks; its middle when empty.
+        other: Second scan, for views that compare two.
+        other_centre: Voxel (z, y, x) of the second scan around which a model of crops looks; its middle when empty.
         device: auto, cpu, cuda or cuda:N.
     """
     from training_backend.evaluate.view import draw_file, views_of
@@ -135,14 +139,17 @@ def view(
     if input is None and not name:
         from training_backend.weights.load import load_model
 
-        table = Table(("view", "from a point", "settings", "what"))
+        table = Table(("view", "needs", "settings", "what"))
         for found in views_of(load_model(run)):
             settings = [key for key in found.options.model_fields if key != "point"]
-            table.add(found.name, "yes" if found.point else "no", ", ".join(settings) or "-", found.tip)
+            wants = {"--point": found.point, "--other": found.other, "a teacher": found.teacher}
+            needs = ", ".join(name for name, wanted in wants.items() if wanted)
+            table.add(found.name, needs or "-", ", ".join(settings) or "-", found.tip)
         return table
     if input is None or output is None or not name:
         raise ConfigError("A view needs --input SCAN, --name NAME and --output DIR.", "Leave all out for a list.")
-    written, text = draw_file(run, input, output, name, changes(set), point=point, centre=centre, device=device)
+    places: dict[str, Any] = {"point": point, "centre": centre, "other_centre": other_centre}
+    written, text = draw_file(run, input, output, name, changes(set), other=other, device=device, **places)
     table = Table(("what", "value"))
     for path in written:
         table.add("written", path)

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 
 def export_model(session: Session) -> None:
-    """Write ``model.safetensors`` and ``card.json`` of the best checkpoint, or of the newest where none was scored."""
+    """Write ``model.safetensors`` and ``card.json`` of the best checkpoint, or of the newest where none was scored.
+
+    A run that learnt from a snapshot of itself has it beside them, as ``teacher.safetensors``.
+    """
     from training_backend.weights.save import save_model
+    from training_backend.weights.teacher import save_teacher
 
     work = session.work
     if not work.runtime.is_main:
@@ -42,7 +46,13 @@ def export_model(session: Session) -> None:
     load_evaluated(work.state.evaluated, checkpoint.read(folder))
     card = card_of(work, checkpoint.step_of(folder))
     card["licence"] = session.run.record().get("weights_licence", "")
-    with_room(session, lambda: save_model(session.run.path, work.state.evaluated, card))
+
+    def write() -> None:
+        if told := save_teacher(session.run.path, work.state.snapshot, work.snapshot_step or 0):
+            card["teacher"] = told
+        save_model(session.run.path, work.state.evaluated, card)
+
+    with_room(session, write)
     log.info("exported the model of %s", folder.name)
 
 

@@ -12,7 +12,7 @@
     checkpoints/  step_00000100/ ... each a verified directory; best.json and latest.json name one of them
     previews/     step_00000100/ preview.json + NAME.npy
     predictions/  validation predictions of the best model as label volumes, with cases.json
-    model.safetensors, card.json   the result
+    model.safetensors, card.json   the result; teacher.safetensors beside them where a run learnt from one
 """
 
 from __future__ import annotations

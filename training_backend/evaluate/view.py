@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from training_backend.weights.load import LoadedModel
 
 
+ARROW = "from L,from P,from S,to L,to P,to S"
+"""Columns of a table of arrows."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture and the grid that its array lies on (a token grid where an element is a token).
 
-    A matrix lies nowhere; its grid is that of the view.
+    A matrix lies nowhere; its grid is that of the view. Arrows are counted in elements of theirs.
     """
 
     picture: PreviewArray
@@ -62,14 +66,17 @@ class Drawing:
     Attributes:
         frames: what the method draws, not yet placed; stop asking for more to stop the work.
         cut: places the pictures of a frame.
+        other: places those of the other scan, for views that compare two.
     """
 
     frames: Iterator[Frame]
     cut: Cut
+    other: Cut | None = None
 
     def placed(self, frame: Frame) -> list[Picture]:
-        """The pictures of a frame on the scan, safe to keep."""
-        return [self.cut.placed(replace(one, array=np.array(one.array))) for one in frame.pictures]
+        """The pictures of a frame on the scan they belong to, safe to keep."""
+        cuts = (self.cut, self.other or self.cut)
+        return [cuts[one.other].placed(replace(one, array=np.array(one.array))) for one in frame.pictures]
 
 
 def views_of(loaded: LoadedModel) -> tuple[ModelView, ...]:
@@ -101,6 +108,8 @@ def draw(
     *,
     centre: Sequence[float] | None = None,
     point: Sequence[float] | None = None,
+    other: Prepared | None = None,
+    other_centre: Sequence[float] | None = None,
 ) -> Drawing:
     """Begin to draw one view of a model; nothing is computed before the first frame is asked for.
 
@@ -112,14 +121,19 @@ def draw(
         centre: (z, y, x) voxel on the scan's own grid around which a model of crops looks; its middle when None.
         point: (z, y, x) voxel on the scan's own grid that was clicked, for views that start from one. A box around
             `centre` that does not hold it is moved to it.
+        other: a second scan, prepared alike, for views that compare two.
+        other_centre: voxel on the second scan's own grid around which the model looks there.
 
     Raises:
-        ConfigError: no such view, or wrong options.
+        ConfigError: no such view, wrong options, or no second scan for a view that compares two.
         DataError: another number of contrasts than the model looks at, or a point beside the scan.
+        WeightsError: no teacher beside the model, for views that compare the model with it.
     """
     view = find_view(loaded, name)
     if view.point and point is None:
         raise ConfigError(f"{view.title} starts from a voxel of the scan.", "Click one, or give --point Z Y X.")
+    if view.other and other is None:
+        raise ConfigError(f"{view.title} compares two scans.", "Open a second one and choose it, or give --other FILE.")
     settings = view.options.parse(dict(options or {}), where=name)
     patch = loaded.encoder.patch_size
     cut = cut_view(loaded.encoder, prepared, loaded.profile, centre)
@@ -131,8 +145,15 @@ def draw(
         if voxel is None:
             raise DataError("The model does not see this place of the scan.", "Click inside the body.")
         settings = settings.updated({"point": voxel})
-    _check_patches(cut.array.shape[1:], patch)
-    return Drawing(_frames(loaded, view, cut, settings), cut)
+    second = None if other is None else cut_view(loaded.encoder, other, loaded.profile, other_centre)
+    for one in (cut, second) if view.other and second is not None else (cut,):
+        _check_patches(one.array.shape[1:], patch)
+    beside: dict[str, Any] = {}
+    if view.other and second is not None:
+        beside["other"] = second
+    if view.teacher:
+        beside["teacher"] = loaded.teacher
+    return Drawing(_frames(loaded, view, cut, settings, beside), cut, second)
 
 
 def cut_view(encoder: Encoder, prepared: Prepared, profile: InputProfile, centre: Sequence[float] | None = None) -> Cut:
@@ -175,6 +196,8 @@ def draw_file(
     *,
     point: Sequence[float] | None = None,
     centre: Sequence[float] | None = None,
+    other: Path | None = None,
+    other_centre: Sequence[float] | None = None,
     device: str = "auto",
 ) -> tuple[list[Path], str]:
     """Write the pictures of the last frame of a view as volumes into a folder; answers the files and the sentence.
@@ -187,6 +210,8 @@ def draw_file(
         options: settings of the view.
         point: voxel (z, y, x) on the scan's own grid, for views that start from one.
         centre: voxel around which a model of crops looks.
+        other: second scan, for views that compare two.
+        other_centre: voxel around which a model of crops looks there.
         device: auto, cpu, cuda or cuda:N.
     """
     from training_backend.data.prepare import prepare
@@ -195,8 +220,13 @@ def draw_file(
     from training_backend.weights.load import load_model
 
     loaded = load_model(source, str(chosen_device(device)))
-    find_view(loaded, name)
-    drawing = draw(loaded, prepare(read_volumes(input), loaded.profile), name, options, centre=centre, point=point)
+    view = find_view(loaded, name)
+    if other is not None and not view.other:
+        raise ConfigError(f"{view.title} looks at one scan.", "Leave --other out.")
+    first = prepare(read_volumes(input), loaded.profile)
+    second = None if other is None else prepare(read_volumes(other), loaded.profile)
+    places: dict[str, Any] = {"centre": centre, "point": point, "other_centre": other_centre}
+    drawing = draw(loaded, first, name, options, other=second, **places)
     frame = Frame(())
     for frame in drawing.frames:  # noqa: B007  the last one is kept
         pass
@@ -204,7 +234,10 @@ def draw_file(
 
 
 def write_pictures(pictures: Sequence[Picture], output: Path) -> list[Path]:
-    """Write each picture as ``NAME.nii.gz`` on its own grid; colours become one volume each, matrices ``NAME.csv``."""
+    """Write each picture as ``NAME.nii.gz`` on its own grid; colours become one volume each, matrices ``NAME.csv``.
+
+    Arrows become ``NAME.csv`` with their beginnings and ends in millimetres to the Left, Posterior and Superior.
+    """
     from training_backend.data.write import write_volume
 
     Path(output).mkdir(parents=True, exist_ok=True)
@@ -215,6 +248,12 @@ def write_pictures(pictures: Sequence[Picture], output: Path) -> list[Path]:
             written.append(Path(output) / f"{name}.csv")
             np.savetxt(written[-1], array, fmt="%.6g", delimiter=",")
             continue
+        if one.picture.role == "vectors":
+            written.append(Path(output) / f"{name}.csv")
+            ends = np.stack([array[:, 0], array.sum(axis=1)], axis=1)
+            mm = ends @ one.geometry.to_lps[:3, :3].T + one.geometry.to_lps[:3, 3]
+            np.savetxt(written[-1], mm.reshape(-1, 6), fmt="%.2f", delimiter=",", header=ARROW, comments="")
+            continue
         parts = {name: array}
         if one.picture.role == "rgb":
             parts = {f"{name}-{colour}": array[..., index] for index, colour in enumerate(("red", "green", "blue"))}
@@ -224,14 +263,21 @@ def write_pictures(pictures: Sequence[Picture], output: Path) -> list[Path]:
     return written
 
 
-def _frames(loaded: LoadedModel, view: ModelView, cut: Cut, settings: Any) -> Iterator[Frame]:
+def _frames(
+    loaded: LoadedModel, view: ModelView, cut: Cut, settings: Any, beside: Mapping[str, Any]
+) -> Iterator[Frame]:
     import torch
 
     network: Any = loaded.encoder if view.needs == "encoder" else loaded.module
     generator = torch.Generator().manual_seed(int(getattr(settings, "seed", 0) or 0))
     network.eval()
-    tensor = torch.from_numpy(cut.array)[None].to(next(network.parameters()).device)
-    drawn = view.draw(network, tensor, settings, generator)
+    device = next(network.parameters()).device
+
+    def on_device(one: Cut) -> Any:
+        return torch.from_numpy(one.array)[None].to(device)
+
+    given = {name: on_device(value) if isinstance(value, Cut) else value.to(device) for name, value in beside.items()}
+    drawn = view.draw(network, on_device(cut), settings, generator, **given)
     while True:
         with torch.inference_mode():  # only while the method is at work, not in between
             frame = next(drawn, None)
@@ -289,6 +335,8 @@ def _own_grid(view: Geometry, picture: PreviewArray) -> Geometry:
     if picture.role == "matrix" or (picture.voxels == (1, 1, 1) and not any(picture.start)):
         return view
     shape = picture.array.shape[:3]
+    if picture.role == "vectors":  # as many elements as the view has
+        shape = tuple(-(-n // size) for n, size in zip(view.shape, picture.voxels, strict=True))
     dz, dy, dx = (mm * n for mm, n in zip(view.spacing_mm, picture.voxels, strict=True))
     if any(picture.start):
         view = view.cropped(picture.start, _triple(np.array(shape) * picture.voxels))

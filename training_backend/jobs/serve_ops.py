@@ -21,7 +21,8 @@ operation           parameters                                         values
 ``attention``       `source`, `volumes`, `block`, `head`, `overlap`    `attention` [d, h, w], `geometry`, `depth`,
                                                                        `heads`
 ``view``            `source`, `volumes`, `name`, `options`, `centre`,  `pictures`, `text`, `unit`, `share`; the same
-                    `point`                                            as partial values, frame after frame
+                    `point`, `other` (contrasts of a second scan),     as partial values, frame after frame
+                    `other_centre`
 ``estimate``        `config`, `steps`                                  fields of `engine.estimate.Estimate`,
                                                                        `sentence`
 ``import_report``   `config`                                           fields of `weights.report.ImportReport`,
@@ -31,9 +32,11 @@ operation           parameters                                         values
 
 `source` is a run directory, a model folder, a weights file or ``zoo:NAME``. `volumes` are the contrasts of one case.
 Answers about a model hold its facts too: `summary` (a sentence), `method`, `kind`, `task`, `depth`, `patch_size`,
-`contrasts`, `reconstructs`, and `views`, a list of `name`, `title`, `tip`, `point` and `options` (a JSON schema).
+`contrasts`, `reconstructs`, and `views`, a list of `name`, `title`, `tip`, `point`, `other`, `teacher` and `options` (a
+JSON schema).
 `centre` and `point` are voxels (z, y, x) of the scan's own grid. A picture is `name`, `array`, `geometry` (of the
-array's own grid), `role`, `limits`, `classes`, `sides`; one of role "matrix" has no place in the scan.
+array's own grid), `role`, `limits`, `classes`, `sides`; one of role "matrix" has no place in the scan, the numbers of
+role "vectors" are counted in elements of its geometry.
 """
 
 from __future__ import annotations
@@ -120,7 +123,7 @@ class Session:
     def __init__(self, device: str = "auto") -> None:
         self._wanted = device
         self._ready: Ready | None = None
-        self._scan: tuple[str, Prepared] | None = None
+        self._scans: dict[str, Prepared] = {}
 
     def operations(self) -> Mapping[str, Callable[[Params, Progress], Values]]:
         """All operations by name."""
@@ -284,10 +287,13 @@ class Session:
         from training_backend.methods.base import Frame
 
         ready = self._model(params, progress)
-        prepared = self._prepared(_volumes(params), ready.loaded.profile, progress)
+        scans = [_volumes(params)]
+        if params.get("other"):
+            scans.append(_volumes({"volumes": params["other"]}))
+        prepared, *others = self._prepared(scans, ready.loaded.profile, progress)
         name, options = str(params.get("name") or ""), params.get("options")
-        where = {key: params.get(key) for key in ("centre", "point")}
-        drawing = draw(ready.loaded, prepared, name, options, **where)
+        where = {key: params.get(key) for key in ("centre", "point", "other_centre")}
+        drawing = draw(ready.loaded, prepared, name, options, other=next(iter(others), None), **where)
         unit = "HU" if prepared.statistics[0].ct else ""
 
         def values(frame: Frame) -> Values:
@@ -336,18 +342,21 @@ class Session:
             return self._wanted
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def _prepared(self, volumes: list[Volume], profile: InputProfile, progress: Progress) -> Prepared:
-        """The scan as the model sees it, kept so that turning a knob of a view does not prepare it again."""
+    def _prepared(self, scans: list[list[Volume]], profile: InputProfile, progress: Progress) -> list[Prepared]:
+        """Scans as the model sees them, kept so that turning a knob of a view does not prepare them again."""
         from training_backend.data.prepare import prepare
         from training_backend.evaluate.feature_cache import content_hash
 
-        facts = [(one.geometry.to_dict(), one.name, one.modality, one.meta.get("contrast")) for one in volumes]
-        key = content_hash(json.dumps(facts), profile.model_dump_json(), *(one.array for one in volumes))
-        if self._scan is None or self._scan[0] != key:
-            self._scan = None  # frees the old one first
-            progress(0.0, "Preparing the scan")
-            self._scan = (key, prepare(volumes, profile))
-        return self._scan[1]
+        keys = []
+        for volumes in scans:
+            facts = [(one.geometry.to_dict(), one.name, one.modality, one.meta.get("contrast")) for one in volumes]
+            keys.append(content_hash(json.dumps(facts), profile.model_dump_json(), *(one.array for one in volumes)))
+        self._scans = {key: kept for key, kept in self._scans.items() if key in keys}  # frees old ones first
+        for key, volumes in zip(keys, scans, strict=True):
+            if key not in self._scans:
+                progress(0.0, "Preparing the scan")
+                self._scans[key] = prepare(volumes, profile)
+        return [self._scans[key] for key in keys]
 
     def _model(self, params: Params, progress: Progress) -> Ready:
         """The model of `params["source"]`, loaded again only when it changed on disk."""
@@ -400,7 +409,8 @@ def _picture(one: Picture) -> Values:
 
 def _described(view: ModelView) -> Values:
     schema = view.options.model_json_schema()
-    return {"name": view.name, "title": view.title, "tip": view.tip, "point": view.point, "options": schema}
+    wants = {"point": view.point, "other": view.other, "teacher": view.teacher}
+    return {"name": view.name, "title": view.title, "tip": view.tip, **wants, "options": schema}
 
 
 def _volumes(params: Params) -> list[Volume]:
@@ -447,5 +457,6 @@ def _small_if_untrained(config: RunConfig) -> RunConfig:
 def _stamps(source: str) -> tuple[Any, ...]:
     """Size and time of what a source is made of, so that a model that goes on training is loaded again."""
     path = Path(source)
-    files = [path / "model.safetensors", path / "card.json"] if path.is_dir() else [path]
+    parts = ("model.safetensors", "teacher.safetensors", "card.json")
+    files = [path / name for name in parts] if path.is_dir() else [path]
     return tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())

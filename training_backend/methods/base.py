@@ -66,13 +66,15 @@ class PreviewArray:
 
     Attributes:
         name: layer name, e.g. "reconstruction".
-        array: (z, y, x), (z, y, x, 3) for role "rgb", or (rows, columns) for role "matrix".
-        role: "image", "labels", "heatmap", "error", "mask", "rgb" or "matrix".
+        array: (z, y, x), (z, y, x, 3) for role "rgb", (rows, columns) for role "matrix", or (N, 2, 3) for role
+            "vectors": where each arrow begins and how far it goes along (z, y, x), in elements of the grid.
+        role: "image", "labels", "heatmap", "error", "mask", "rgb", "matrix" or "vectors".
         voxels: input voxels covered by one element along (z, y, x): (1, 1, 1) for images, the patch size for tokens.
         limits: contrast limits, or None for the data's own.
         classes: class names by label value, for role "labels".
         start: (z, y, x) of the input voxel at which the array begins.
         sides: what a row and a column of a matrix are, e.g. ("crop", "cell").
+        other: whether it lies on the other scan that the view was given.
     """
 
     name: str
@@ -83,6 +85,7 @@ class PreviewArray:
     classes: Mapping[int, str] = field(default_factory=dict)
     start: tuple[float, float, float] = (0.0, 0.0, 0.0)
     sides: tuple[str, str] = ("row", "column")
+    other: bool = False
 
 
 class Encoder(Protocol):
@@ -137,21 +140,27 @@ class ModelView:
             receives the voxel (z, y, x) of the network's view that the user clicked, where `point` is true; one called
             ``seed`` seeds the generator.
         draw: frames of one view [1, C, D, H, W] for a network in evaluation mode, the options and a generator on the
-            CPU; called without gradients. The caller may stop between two frames, so long work has many.
+            CPU; called without gradients. The caller may stop between two frames, so long work has many. Keywords give
+            what it asks for besides: ``other``, a view [1, C, D, H, W] of another scan, and ``teacher``, the snapshot
+            of the run (see `Snapshot`) in evaluation mode.
         needs: "pretrain" for networks with their pre-training heads, "encoder" for the encoder of any model of the
             method, "finetune" for networks with a task.
         task: name of that task, for "finetune".
         point: whether it starts from a clicked voxel.
+        other: whether it compares the scan with another one.
+        teacher: whether it compares the network with the one that labelled for it.
     """
 
     name: str
     title: str
     tip: str
     options: type[ConfigModel]
-    draw: Callable[[Any, Tensor, Any, torch.Generator], Iterator[Frame]]
+    draw: Callable[..., Iterator[Frame]]
     needs: Literal["pretrain", "encoder", "finetune"] = "pretrain"
     task: str = ""
     point: bool = False
+    other: bool = False
+    teacher: bool = False
 
     def suits(self, kind: str, task: str | None = None) -> bool:
         """Whether a model of a kind ("pretrain", "encoder" or "finetune") and task can be shown this way."""
@@ -165,10 +174,12 @@ class Snapshot:
     Attributes:
         share: of the run's steps after which it is taken.
         build: the part, whose tensors have the names that they have in the network.
+        weights: run or file whose weights it gets, in place of those that the network has then.
     """
 
     share: float
     build: Callable[[RunConfig], nn.Module]
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -193,7 +204,9 @@ class Method:
             given); they lie over a preset and below what the user says.
         streams: further streams of views for a run, by name; batches have them as `streams`.
         snapshot: of the network, for a run that learns from one; batches of training have it as `extra["snapshot"]`,
-            in evaluation mode.
+            in evaluation mode, and the run keeps it beside its model.
+        scales: voxels along each axis of a place of each map of the encoder's pyramid, from fine to coarse; empty for
+            encoders with tokens of one size.
     """
 
     name: str
@@ -210,3 +223,4 @@ class Method:
     implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda method: {}
     streams: Callable[[RunConfig], Mapping[str, Stream]] = lambda run: {}
     snapshot: Callable[[RunConfig], Snapshot | None] = lambda run: None
+    scales: tuple[int, ...] = ()

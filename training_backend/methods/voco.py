@@ -13,7 +13,8 @@ from training_backend.data.position import Sampling
 from training_backend.errors import ConfigError
 from training_backend.methods import voco_stages as stages
 from training_backend.methods.base import Batch, Card, Encoder, Method, PreviewArray, Snapshot, StepOutput
-from training_backend.methods.voco_settings import PRESETS, REGIONS, SIZES, implied
+from training_backend.methods.voco_compare import COMPARISONS
+from training_backend.methods.voco_settings import PRESETS, REGIONS, SCALES, SIZES, implied
 from training_backend.methods.voco_views import VIEWS
 
 if TYPE_CHECKING:
@@ -360,7 +361,8 @@ METHOD = Method(
     encoder=lambda network: network,  # type: ignore[arg-type, return-value]
     build_encoder=build_encoder,
     family="voco",
-    views=VIEWS,
+    views=(*VIEWS, *COMPARISONS),
     streams=streams,
     snapshot=snapshot,
+    scales=SCALES,
 )

@@ -8,6 +8,8 @@ from typing import Any
 
 SIZES = {"tiny": 6, "small": 24, "B": 48, "L": 96, "H": 192}
 """Channels at full resolution."""
+SCALES = (1, 2, 4, 8, 16, 32)
+"""Voxels along each axis of a place of each map of the encoder."""
 
 
 VOCOMNI = (

@@ -90,7 +90,7 @@ def positions(network: Voco, volume: Tensor, options: PositionsOptions, generato
     from training_backend.data.position import draw_starts, overlap
     from training_backend.errors import ConfigError
 
-    sampling, slab = _slab(network, volume)
+    sampling, slab = slab_of(network, volume)
     if options.crop > options.crops:
         raise ConfigError(f"There are {options.crops} crops, so crop {options.crop} does not exist.")
     starts = draw_starts(options.crops, sampling.cells, sampling.crop, generator)
@@ -128,14 +128,15 @@ def position_map(
 ) -> Iterator[Frame]:
     """Where each place of a moving crop is believed to be: predicted cell, error of the centroid, likeness to a cell.
 
-    Every frame adds a place. Elements lie around the centres of the crops.
+    Every frame adds a place. Elements lie around the centres of the crops; an arrow goes from each centre to the
+    centroid of the cells, weighted by the likeness of the crop to them.
     """
     import numpy as np
 
     from training_backend.data.position import overlap
     from training_backend.errors import ConfigError
 
-    sampling, slab = _slab(network, volume)
+    sampling, slab = slab_of(network, volume)
     if sampling.crop % options.steps:
         raise ConfigError(f"Crops of {sampling.crop} voxels cannot be moved by a {options.steps}th of their side.")
     if options.cell > sampling.cells**2:
@@ -147,7 +148,7 @@ def position_map(
     centres = _base_starts(sampling) / sampling.crop
     cells = np.zeros((side, side), np.uint8)
     errors, best = np.full((side, side), np.nan, np.float32), np.full((side, side), np.nan, np.float32)
-    right = 0
+    right, arrows = 0, np.zeros((0, 2, 3), np.float32)
     for done, (row, column) in enumerate(np.ndindex(side, side), 1):
         start = places[row, column][None]
         # alone with the bases, so that it does not depend on what else is shown
@@ -158,6 +159,8 @@ def position_map(
             cells[row, column] = found.argmax() + 1
             centroid = found @ centres / found.sum()
             errors[row, column] = np.linalg.norm(centroid - start[0] / sampling.crop)
+            arrow = _arrow(network, sampling, start[0], centroid * sampling.crop)
+            arrows = np.concatenate([arrows, arrow[None]])
             right += int(truth[found.argmax()] >= truth.max() - 1e-9)
         known = np.isfinite(errors)
         off = f"off by {errors[known].mean():.2f} cells on average" if known.any() else "nowhere yet"
@@ -165,7 +168,9 @@ def position_map(
             f"The most overlapping cell is found at {right} of {done} places of the crop; {done - int(known.sum())} "
             f"resemble no cell. The centroid of what is found is {off}. {_JOINTLY}"
         )
-        yield Frame(_maps(network, sampling, step, cells, errors, best, options), text, done / side**2)
+        shown = _maps(network, sampling, step, cells, errors, best, options)
+        pointing = PreviewArray("to the centroid", arrows, "vectors", voxels=(sampling.depth, 1, 1))
+        yield Frame([*shown, pointing], text, done / side**2)
 
 
 def likeness(network: Voco, volume: Tensor, options: LikenessOptions, _generator: torch.Generator) -> Iterator[Frame]:
@@ -175,7 +180,7 @@ def likeness(network: Voco, volume: Tensor, options: LikenessOptions, _generator
 
     from training_backend.data.position import base_starts
 
-    sampling, slab = _slab(network, volume)
+    sampling, slab = slab_of(network, volume)
     bases = embedded(network, slab, base_starts(sampling.cells, sampling.crop))
     student, teacher = projected(network, bases)
     chosen = student if options.projection == "student" else teacher
@@ -196,7 +201,7 @@ def likeness(network: Voco, volume: Tensor, options: LikenessOptions, _generator
         f"{float(apart.relu().square().mean()):.2f} (0 all differ, 1 all alike). Batch norms make a crop's projection "
         "depend on the other base crops, so these are projected together."
     )
-    yield Frame([_cells(network, sampling), *pictures], text)
+    yield Frame([cells_picture(network, sampling), *pictures], text)
 
 
 def organs(network: Any, volume: Tensor, options: OrgansOptions, _generator: torch.Generator) -> Iterator[Frame]:
@@ -246,7 +251,7 @@ def predicted(network: Voco, crops: Rows, bases: Rows) -> Floats:
     return found
 
 
-def _slab(network: Any, volume: Tensor) -> tuple[Sampling, Tensor]:
+def slab_of(network: Any, volume: Tensor) -> tuple[Sampling, Tensor]:
     """How crops are taken, and the first view of `volume` in the network's frame [C, ...]."""
     from training_backend.errors import ConfigError
     from training_backend.nn.axes import turned
@@ -258,6 +263,17 @@ def _slab(network: Any, volume: Tensor) -> tuple[Sampling, Tensor]:
         size, found = (" x ".join(map(str, one)) for one in (sampling.slab, volume.shape[2:]))
         raise ConfigError(f"A slab of this network has {size} voxels, but its view of the scan has {found}.")
     return sampling, turned(volume, network.axes)[0]
+
+
+def cells_picture(network: Voco, sampling: Sampling, *, other: bool = False) -> PreviewArray:
+    """The numbers of the cells as labels, on the scan or on the other one."""
+    import numpy as np
+
+    numbers = np.arange(1, sampling.cells**2 + 1, dtype=np.uint8).reshape(sampling.cells, sampling.cells)
+    names = {int(k): f"cell {k}" for k in numbers.flat}
+    size = (sampling.depth, sampling.crop, sampling.crop)
+    name = "cells of the other scan" if other else "cells"
+    return PreviewArray(name, _on_plane(network, numbers), "labels", voxels=size, classes=names, other=other)
 
 
 def _base_starts(sampling: Sampling) -> Starts:
@@ -278,14 +294,23 @@ def _on_plane(network: Voco, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return found
 
 
-def _cells(network: Voco, sampling: Sampling) -> PreviewArray:
-    """The numbers of the cells, as labels."""
+def _arrow(
+    network: Voco, sampling: Sampling, start: npt.NDArray[Any], believed: npt.NDArray[Any]
+) -> npt.NDArray[np.float32]:
+    """Beginning and extent [2, 3] along (z, y, x) of the arrow from a crop's centre to that of the believed one.
+
+    Args:
+        network: its frame is that of the first voxels.
+        sampling: how crops are taken.
+        start: first voxel of the crop along the plane of the network's frame.
+        believed: first voxel that the network believes in.
+    """
     import numpy as np
 
-    numbers = np.arange(1, sampling.cells**2 + 1, dtype=np.uint8).reshape(sampling.cells, sampling.cells)
-    names = {int(k): f"cell {k}" for k in numbers.flat}
-    size = (sampling.depth, sampling.crop, sampling.crop)
-    return PreviewArray("cells", _on_plane(network, numbers), "labels", voxels=size, classes=names)
+    ends = np.array([start, believed], float) + (sampling.crop - 1) / 2
+    if network.axes == "xyz":  # whose x and y grow the other way
+        ends = sampling.cells * sampling.crop - 1 - ends[:, ::-1]
+    return np.array([[0, *ends[0]], [0, *(ends[1] - ends[0])]], np.float32)
 
 
 def _outlines(network: Voco, sampling: Sampling, starts: Starts) -> npt.NDArray[np.uint8]:
@@ -343,7 +368,7 @@ def _maps(
         PreviewArray("predicted cell", _on_plane(network, cells), "labels", classes=names, **where),
         PreviewArray("error in cells", _on_plane(network, errors), "heatmap", limits=(0.0, 1.0), **where),
         PreviewArray(name, _on_plane(network, best), "heatmap", limits=(0.0, 1.0), **where),
-        _cells(network, sampling),
+        cells_picture(network, sampling),
     ]
 
 

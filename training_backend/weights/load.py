@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +32,7 @@ class LoadedModel:
         profile: how scans become its input.
         card: what is known about it.
         report: what became of every tensor of the file.
+        source: what named it, as of `load_model`.
     """
 
     module: nn.Module
@@ -38,6 +40,7 @@ class LoadedModel:
     profile: InputProfile
     card: dict[str, Any]
     report: ImportReport
+    source: str = ""
 
     @property
     def kind(self) -> str:
@@ -55,6 +58,13 @@ class LoadedModel:
         if self.kind == "pretrain":
             return self.method.encoder(self.module)
         return cast(Encoder, self.module if self.kind == "encoder" else self.module.encoder)
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """The network that labelled for this one, where it is kept; see `weights.teacher.load_teacher`."""
+        from training_backend.weights.teacher import load_teacher
+
+        return load_teacher(self)
 
 
 def load_model(source: str | Path, device: str = "cpu", *, changes: Mapping[str, Any] | None = None) -> LoadedModel:
@@ -78,7 +88,7 @@ def load_model(source: str | Path, device: str = "cpu", *, changes: Mapping[str,
             "Copy or export it again; it may be the work of another version.",
         )
     module.to(device).eval()
-    return LoadedModel(module, found.config, found.profile, found.card, report)
+    return LoadedModel(module, found.config, found.profile, found.card, report, str(source))
 
 
 def _build(source: Source) -> nn.Module:
