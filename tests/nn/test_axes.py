@@ -29,7 +29,13 @@ def test_each_frame_is_what_its_name_says() -> None:
     volume = torch.zeros(1, 1, 4, 5, 6)
     volume[0, 0, 3, 0, 1] = 1.0  # the highest slice, most anterior, second from the right
     found = {axes: turned(volume, axes)[0, 0].nonzero().tolist() for axes in FRAMES}
-    assert found == {"xyz": [[4, 4, 3]], "xyz-lps": [[1, 0, 3]], "yxz-pls": [[0, 1, 3]], "zyx": [[3, 0, 1]]}
+    assert found == {
+        "xyz": [[4, 4, 3]],
+        "xyz-lps": [[1, 0, 3]],
+        "yxz-pls": [[0, 1, 3]],
+        "zxy": [[3, 1, 0]],
+        "zyx": [[3, 0, 1]],
+    }
 
 
 @pytest.mark.parametrize("axes", FRAMES)

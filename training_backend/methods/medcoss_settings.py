@@ -44,6 +44,8 @@ class MedcossNetworkConfig(MethodConfig):
     positions: Literal["interpolate", "flat"] = Field("interpolate", json_schema_extra=ui(advanced=True))
     """On views of another size, interpolate the positions that were trained; flat: take the first rows of the table
     one after the other, most of which were never trained, as published."""
+    axes: Literal["zyx", "zxy"] = Field("zyx", json_schema_extra=ui(advanced=True))
+    """Frame of the network for volumes. zxy: slices are transposed, as in the authors' pre-training. zyx: as stored."""
     text_mask: Literal["fixed", "compatible"] = Field("fixed", json_schema_extra=ui(advanced=True))
     """Padding of texts. fixed: each report has its own; compatible: mixed up between the reports of a batch, as
     published."""
@@ -83,6 +85,7 @@ class MedcossNetworkConfig(MethodConfig):
 
 def network_settings(run: RunConfig) -> MedcossSettings:
     """Sizes of the networks of a run, or a `ConfigError` if they do not fit each other."""
+    from training_backend.nn.axes import sizes_turned
     from training_backend.nn.medcoss import MedcossSettings
 
     config = method_config(run)
@@ -106,7 +109,8 @@ def network_settings(run: RunConfig) -> MedcossSettings:
         heads=heads,
         mlp_dim=config.mlp_dim or mlp_dim,
         size_2d=trained_size(run, "2d"),
-        size_3d=trained_size(run, "3d"),
+        size_3d=sizes_turned(trained_size(run, "3d"), config.axes),
+        patch_3d=sizes_turned(config.patch_3d, config.axes),
         channels_3d=channels if config.kind == "3d" else 1,
         decoder_width=config.decoder_embed_dim,
         **{name: getattr(config, name) for name in _SAME},
@@ -152,7 +156,7 @@ _SAME = (
     "mask_ratio",
     "drop_path",
     "patch_2d",
-    "patch_3d",
+    "axes",
     "positions",
     "text_mask",
     "random_row",

@@ -8,11 +8,18 @@ from typing import Literal
 from torch import Tensor
 
 Triple = tuple[int, int, int]
-Axes = Literal["xyz", "xyz-lps", "yxz-pls", "zyx"]
+Axes = Literal["xyz", "xyz-lps", "yxz-pls", "zxy", "zyx"]
 """xyz: (x, y, z) growing to Right, Anterior, Superior. xyz-lps: (x, y, z) to Left, Posterior, Superior. yxz-pls: rows,
-columns and slices of axial images, (y, x, z) to Posterior, Left, Superior. zyx: as ours."""
+columns and slices of axial images, (y, x, z) to Posterior, Left, Superior. zxy: slices of transposed axial images, (z,
+x, y) to Superior, Left, Posterior. zyx: as ours."""
 
-_ORDER: dict[str, Triple] = {"xyz": (2, 1, 0), "xyz-lps": (2, 1, 0), "yxz-pls": (1, 2, 0), "zyx": (0, 1, 2)}
+_ORDER: dict[str, Triple] = {
+    "xyz": (2, 1, 0),
+    "xyz-lps": (2, 1, 0),
+    "yxz-pls": (1, 2, 0),
+    "zxy": (0, 2, 1),
+    "zyx": (0, 1, 2),
+}
 """Axis of ours that each axis of a network is."""
 _AGAINST: dict[str, tuple[int, ...]] = {"xyz": (0, 1)}
 """Axes of a network that run against ours."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from training_backend.errors import ConfigError, GeometryError
 from training_backend.nn.attention import NORM_EPS as DECODER_EPS
 from training_backend.nn.attention import Block
+from training_backend.nn.axes import Axes, sizes_back, turned, turned_back
 from training_backend.nn.mae import (
     Masking,
     Reconstruction,
@@ -32,7 +33,7 @@ from training_backend.nn.medcoss_layers import SharedEncoder
 from training_backend.nn.medcoss_text import MlmHead
 from training_backend.nn.medcoss_tokens import COLOURS, ImageTokens, Kind, TextTokens, text_mask, with_colours
 from training_backend.nn.output import EncoderOutput
-from training_backend.nn.patch import Triple, patch_grid, patchify
+from training_backend.nn.patch import Triple, patch_grid, patchify, unpatchify
 from training_backend.nn.position import resize_table
 
 KINDS: tuple[Kind, ...] = ("text", "2d", "3d")
@@ -53,9 +54,10 @@ class MedcossSettings:
         vocabulary: rows of the table of words.
         text_rows: rows of the table of places in a text.
         patch_2d: pixels of a patch of an image along (1, y, x).
-        patch_3d: voxels of a patch of a volume along (z, y, x).
+        patch_3d: voxels of a patch of a volume along the axes of the network.
         size_2d: pixels (1, y, x) of the images that the position tables are trained on.
-        size_3d: voxels (z, y, x) of the volumes that the position tables are trained on.
+        size_3d: voxels along the axes of the network of the volumes that the position tables are trained on.
+        axes: frame of the network for volumes; all that goes in and comes out of it is along ours.
         rows_2d: rows of the table of places in an image.
         rows_3d: rows of the table of places in a volume.
         channels_3d: channels of a volume.
@@ -84,6 +86,7 @@ class MedcossSettings:
     patch_3d: Triple = (16, 16, 16)
     size_2d: Triple = (1, 224, 224)
     size_3d: Triple = (16, 192, 192)
+    axes: Axes = "zyx"
     rows_2d: int = 1024
     rows_3d: int = 4096
     channels_3d: int = 1
@@ -98,12 +101,24 @@ class MedcossSettings:
     unused_rows: int = 0
 
     def patch(self, kind: Kind) -> Triple:
-        """Voxels (z, y, x) of a patch."""
+        """Voxels of a patch along the axes of the network."""
         return self.patch_2d if kind == "2d" else self.patch_3d
 
     def grid(self, kind: Kind) -> Triple:
-        """Patches (d, h, w) of the images that the position tables are trained on."""
+        """Patches of the images that the position tables are trained on, along the axes of the network."""
         return patch_grid(self.size_2d if kind == "2d" else self.size_3d, self.patch(kind))
+
+    def turned(self, x: Tensor, kind: Kind, first: int = 2) -> Tensor:
+        """`x`, whose space begins at dimension `first`, along the axes of the network."""
+        return x if kind == "2d" else turned(x, self.axes, first)
+
+    def turned_back(self, x: Tensor, kind: Kind, first: int = 2) -> Tensor:
+        """Inverse of `turned`."""
+        return x if kind == "2d" else turned_back(x, self.axes, first)
+
+    def our_patch(self, kind: Kind) -> Triple:
+        """Voxels (z, y, x) of a patch along our axes."""
+        return self.patch_2d if kind == "2d" else sizes_back(self.patch_3d, self.axes)
 
     def channels(self, kind: Kind) -> int:
         """Channels of the patches."""
@@ -139,11 +154,11 @@ class MedcossEncoder(nn.Module):
             raise ConfigError(f"An encoder reads at least one of {', '.join(KINDS)}.")
         self.width, self.depth = settings.width, settings.depth
         self.learns: Kind = learns or self.encodes[-1]
-        images = self.image_kinds
+        self.layout, images = settings, self.image_kinds
         self.in_channels = (
             1 if self.learns == "text" or (self.learns == "2d" and grey) else settings.channels(self.learns)
         )
-        self.patch_size: Triple = settings.patch(self.learns)
+        self.patch_size: Triple = settings.our_patch(self.learns)
         _check(settings, images)
         self.fused_encoder = SharedEncoder(
             settings.width, settings.depth, settings.heads, settings.mlp_dim, settings.drop_path
@@ -152,14 +167,25 @@ class MedcossEncoder(nn.Module):
             self.token_embed = TextTokens(settings.vocabulary, settings.text_rows, settings.width)
         if images:
             self.video_embed = ImageTokens(settings, images)
-        first = nn.Parameter(torch.zeros(1, 1, settings.width)) if images and class_token else None
-        self.register_parameter("cls_token", first)
+        self.has_summary = bool(images) and class_token
+        if self.has_summary:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, settings.width))
         _initialise(self)
 
     @property
     def image_kinds(self) -> tuple[Kind, ...]:
         """Kinds of images that it can read."""
         return tuple(kind for kind in self.encodes if kind != "text")
+
+    @property
+    def planar(self) -> bool:
+        """Whether it reads 2-D images only, for which a decoder has two dimensions."""
+        return self.image_kinds == ("2d",)
+
+    @property
+    def colours(self) -> int:
+        """Channels that a decoder sees, also of a grey 2-D image."""
+        return COLOURS if self.planar else self.in_channels
 
     def kind_of(self, volume: Tensor) -> Kind:
         """Whether `volume` [B, C, D, H, W] is a 2-D image or a volume, or a `GeometryError` if it cannot be read."""
@@ -177,22 +203,23 @@ class MedcossEncoder(nn.Module):
 
     def encode(self, volume: Tensor, hidden: Sequence[int] = ()) -> EncoderOutput:
         """Features of `volume` [B, C, D, H, W]; `hidden` are indices of layers whose tokens are wanted too."""
-        kind = self.kind_of(volume)
-        x = self._with_class(self.video_embed(volume, kind))
-        first, kept = int(self.cls_token is not None), {}
-        for index, x in enumerate(self.fused_encoder.states(x)):  # noqa: B020 each layer's output follows the last's
+        x, kind, grid = self._embedded(volume)
+        first, kept = int(self.has_summary), {}
+        for index, x in enumerate(self.fused_encoder.states(x)):  # noqa: B020 each follows from the one before
             if index in hidden:
-                kept[index] = x[:, first:]
-        grid = patch_grid(tuple(volume.shape[2:]), self.settings.patch(kind))
+                kept[index] = self._ours(x[:, first:], kind, grid)
+        d, h, w = volume.shape[2:]
+        our_grid = patch_grid((d, h, w), self.settings.our_patch(kind))
         summary = x[:, 0] if first else None
-        return EncoderOutput(x[:, first:], grid, summary=summary, hidden=tuple(kept[index] for index in hidden))
+        tokens = self._ours(x[:, first:], kind, grid)
+        return EncoderOutput(tokens, our_grid, summary=summary, hidden=tuple(kept[index] for index in hidden))
 
     def attention(self, volume: Tensor, block: int) -> Tensor:
         """Attention [B, heads, d, h, w] of the class token, or on average over tokens where there is none."""
-        kind = self.kind_of(volume)
-        weights = self.fused_encoder.attention(self._with_class(self.video_embed(volume, kind)), block)
-        paid = weights[:, :, 0, 1:] if self.cls_token is not None else weights.mean(dim=2)
-        return paid.unflatten(-1, patch_grid(tuple(volume.shape[2:]), self.settings.patch(kind)))
+        x, kind, grid = self._embedded(volume)
+        weights = self.fused_encoder.attention(x, block)
+        paid = weights[:, :, 0, 1:] if self.has_summary else weights.mean(dim=2)
+        return self.settings.turned_back(paid.unflatten(-1, grid), kind)
 
     def layer_id(self, parameter: str) -> int:
         """Depth of a parameter for layer-wise decay: 0 embeddings, i + 1 layer i, depth + 1 anything later."""
@@ -212,7 +239,9 @@ class MedcossEncoder(nn.Module):
             row: of the table of moments, see `draw_row`.
             mask_ratio: share of patches hidden; None takes that of the settings.
         """
-        return self._encode_visible(volume, None if noise is None else self._masking(noise, mask_ratio), row)
+        kind = self.kind_of(volume)
+        masking = None if noise is None else self._masking(noise, mask_ratio)
+        return self._encode_visible(self.settings.turned(volume, kind), kind, masking, row)
 
     def encode_text(self, ids: Tensor, attention: Tensor) -> Tensor:
         """Output [B, T, E] of the last layer for token numbers and mask (1: a token) [B, T], padding included."""
@@ -229,19 +258,30 @@ class MedcossEncoder(nn.Module):
 
     def draw_noise(self, volume: Tensor, generator: torch.Generator) -> Tensor:
         """Uniform numbers [B, L], one per patch; drawn on the CPU, so that every device hides the same patches."""
-        d, h, w = patch_grid(tuple(volume.shape[2:]), self.settings.patch(self.kind_of(volume)))
+        d, h, w = patch_grid(tuple(volume.shape[2:]), self.settings.our_patch(self.kind_of(volume)))
         return torch.rand(len(volume), d * h * w, generator=generator).to(volume.device, non_blocking=True)
 
     def _masking(self, noise: Tensor, ratio: float | None) -> Masking:
         return Masking.draw(noise, self.settings.mask_ratio if ratio is None else ratio)
 
-    def _encode_visible(self, volume: Tensor, masking: Masking | None, row: int) -> Tensor:
-        tokens = self.video_embed(volume, self.kind_of(volume), masking, row)
-        features: Tensor = self.fused_encoder(self._with_class(tokens))
+    def _embedded(self, volume: Tensor) -> tuple[Tensor, Kind, Triple]:
+        """Input of the first layer for all patches of a volume of ours, its kind, and the network's grid."""
+        kind = self.kind_of(volume)
+        seen = self.settings.turned(volume, kind)
+        grid = patch_grid(tuple(seen.shape[2:]), self.settings.patch(kind))
+        return self._with_class(self.video_embed(seen, kind)), kind, grid
+
+    def _ours(self, tokens: Tensor, kind: Kind, grid: Triple) -> Tensor:
+        """Patch tokens [B, L, E] in our raster order of those in the network's."""
+        return self.settings.turned_back(tokens.unflatten(1, grid), kind, first=1).flatten(1, 3)
+
+    def _encode_visible(self, seen: Tensor, kind: Kind, masking: Masking | None, row: int) -> Tensor:
+        """Output of the last layer for the visible patches of `seen`, which lies along the axes of the network."""
+        features: Tensor = self.fused_encoder(self._with_class(self.video_embed(seen, kind, masking, row)))
         return features
 
     def _with_class(self, tokens: Tensor) -> Tensor:
-        if self.cls_token is None:
+        if not self.has_summary:
             return tokens
         return torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
 
@@ -305,33 +345,42 @@ class MedcossNetwork(MedcossEncoder):
             mask_ratio: share of patches hidden; None takes that of the settings.
         """
         kind, masking = self.kind_of(volume), self._masking(noise, mask_ratio)
-        latent = self._encode_visible(volume, masking, row)
+        seen = self.settings.turned(volume, kind)
+        latent = self._encode_visible(seen, kind, masking, row)
         hidden = masking.hidden.shape[1]
-        prediction = self._decode(latent, kind, masking, volume, first=latent.shape[1] if hidden else 0)
+        prediction = self._decode(latent, kind, masking, seen, first=latent.shape[1] if hidden else 0)
         if not hidden:
             return prediction.sum() * 0.0
-        seen, patch = with_colours(volume, kind), self.settings.patch(kind)
+        seen, patch = with_colours(seen, kind), self.settings.patch(kind)
         target = normalised_patches(take_rows(patchify(seen, patch), masking.hidden))
-        weights = None if padding is None else voxels_that_count(padding, seen, masking.hidden, patch)
-        return hidden_error(prediction, target, weights)
+        if padding is None:
+            return hidden_error(prediction, target)
+        outside = self.settings.turned(padding, kind, first=1)
+        return hidden_error(prediction, target, voxels_that_count(outside, seen, masking.hidden, patch))
 
     def reconstruct(
         self, volume: Tensor, noise: Tensor, mask_ratio: float | None = None, row: int = 0
     ) -> Reconstruction:
         """Prediction of every patch, visible ones too, normalised as the targets; arguments as `image_loss`."""
         kind, masking = self.kind_of(volume), self._masking(noise, mask_ratio)
-        latent = self._encode_visible(volume, masking, row)
-        prediction = take_rows(self._decode(latent, kind, masking, volume, first=1), masking.restore)
-        mask, patch = masking.mask, self.settings.patch(kind)
-        target = normalised_patches(patchify(with_colours(volume, kind), patch))
+        seen = self.settings.turned(volume, kind)
+        latent = self._encode_visible(seen, kind, masking, row)
+        prediction = take_rows(self._decode(latent, kind, masking, seen, first=1), masking.restore)
+        patch, grid = self.settings.patch(kind), patch_grid(tuple(seen.shape[2:]), self.settings.patch(kind))
+        target = normalised_patches(patchify(with_colours(seen, kind), patch))
         error = (prediction.float() - target).square().mean(dim=-1)
+        mask = masking.mask
         loss = (error * mask).sum() / mask.sum().clamp(min=1)
-        return Reconstruction(loss, prediction, mask, patch_grid(tuple(volume.shape[2:]), patch))
+        drawn = self.settings.turned_back(unpatchify(prediction, patch, grid, self.settings.channels(kind)), kind)
+        our_patch = self.settings.our_patch(kind)
+        our_grid = patch_grid(tuple(volume.shape[2:]), our_patch)
+        our_mask = self.settings.turned_back(mask.unflatten(1, grid), kind, first=1).flatten(1)
+        return Reconstruction(loss, patchify(drawn, our_patch), our_mask, our_grid)
 
     def denormalise(self, prediction: Tensor, volume: Tensor) -> Tensor:
         """Predicted patches [B, L, p] in the intensities of `volume`, whose own patch statistics are used."""
         kind = self.kind_of(volume)
-        return denormalised_patches(prediction, patchify(with_colours(volume, kind), self.settings.patch(kind)))
+        return denormalised_patches(prediction, patchify(with_colours(volume, kind), self.settings.our_patch(kind)))
 
     def text_loss(self, ids: Tensor, labels: Tensor, attention: Tensor) -> Tensor:
         """Mean cross entropy of the masked words; 0 where there is none.
@@ -352,7 +401,7 @@ class MedcossNetwork(MedcossEncoder):
         logits: Tensor = self.mlm_head(features + self.decoder_pos_embed_1D.weight[0])
         return logits
 
-    def _decode(self, latent: Tensor, kind: Kind, masking: Masking, volume: Tensor, first: int) -> Tensor:
+    def _decode(self, latent: Tensor, kind: Kind, masking: Masking, seen: Tensor, first: int) -> Tensor:
         """Predictions of the tokens from number `first` of the sequence [class, visible, hidden] on."""
         if kind not in self.decodes:
             raise ConfigError(
@@ -364,7 +413,7 @@ class MedcossNetwork(MedcossEncoder):
             if kind == "2d"
             else (self.decoder_pos_embed_3D, self.decoder_pred_3D)
         )
-        grid = patch_grid(tuple(volume.shape[2:]), self.settings.patch(kind))
+        grid = patch_grid(tuple(seen.shape[2:]), self.settings.patch(kind))
         positions = resize_table(table, self.settings.grid(kind), grid)[0]
         x = decoder_tokens(self.decoder_embed(latent), self.mask_token, positions, masking)
         for block in self.decoder_blocks[:-1]:
