@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.nets import swin_unetr as monai_swin
 from torch import Tensor, nn
 
 from training_backend.errors import ConfigError
 from training_backend.nn import swin_window
 from training_backend.nn.axes import turned, turned_back
-from training_backend.nn.swin import PatchMerging, SwinBlock, WindowAttention
+from training_backend.nn.swin import PatchMerging, SwinBlock, SwinTransformer, WindowAttention
 from training_backend.nn.swin_unetr import SwinUnetr, check_size
 from training_backend.nn.swin_window import attend, clipped, cut, joined, relative_index, shift_groups
 
@@ -18,13 +19,20 @@ def slow(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v
 
 
+SIDES = {"small": 27, "large": swin_window.SMALL_WINDOW + 1}
+"""Voxels of a window on either side of where a CPU takes fused kernels."""
+
+
+@pytest.mark.parametrize("voxels", SIDES.values(), ids=SIDES)
 @pytest.mark.parametrize("weights", [1 << 24, 100])
-def test_fast_attention_and_its_gradients_equal_the_slow_path(weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_attention_and_its_gradients_equal_the_slow_path(
+    weights: int, voxels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(swin_window, "MOST_WEIGHTS", weights)
     torch.manual_seed(0)
-    given = [torch.randn(5, 3, 27, 8, requires_grad=True) for _ in range(3)]
-    given.append(torch.randn(3, 27, 27, requires_grad=True))
-    upper = torch.randn(5, 3, 27, 8)
+    given = [torch.randn(5, 3, voxels, 8, requires_grad=True) for _ in range(3)]
+    given.append(torch.randn(3, voxels, voxels, requires_grad=True))
+    upper = torch.randn(5, 3, voxels, 8)
     results = []
     for function in (attend, slow):
         out = function(*given)
@@ -33,11 +41,38 @@ def test_fast_attention_and_its_gradients_equal_the_slow_path(weights: int, monk
         torch.testing.assert_close(fast, reference, atol=1e-5, rtol=1e-5)
 
 
-def test_attention_without_a_gradient_equals_the_slow_path() -> None:
+@pytest.mark.parametrize("voxels", SIDES.values(), ids=SIDES)
+def test_attention_without_a_gradient_equals_the_slow_path(voxels: int) -> None:
     torch.manual_seed(0)
-    q, k, v, bias = (*(torch.randn(4, 2, 8, 4) for _ in range(3)), torch.randn(2, 8, 8))
+    q, k, v, bias = (*(torch.randn(4, 2, voxels, 4) for _ in range(3)), torch.randn(2, voxels, voxels))
     with torch.no_grad():
         torch.testing.assert_close(attend(q, k, v, bias), slow(q, k, v, bias), atol=1e-5, rtol=1e-5)
+
+
+def test_small_windows_have_the_bits_of_monai(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms of two voxels turn the last bit into visible differences, so a CPU computes as the reference does."""
+    monkeypatch.setattr(monai_swin, "rearrange", _rearranged)
+    monkeypatch.setattr(monai_swin.PatchMerging, "forward", PatchMerging.forward)
+    torch.manual_seed(0)
+    network = SwinTransformer(1, 6, window=(3, 3, 3))
+    other = monai_swin.SwinTransformer(
+        1, 6, (3, 3, 3), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), use_v2=True, spatial_dims=3
+    )
+    for module in other.modules():
+        if isinstance(module, monai_swin.PatchMerging):
+            module.merging = "legacy"
+    other.load_state_dict(network.state_dict())
+    volume = torch.rand(3, 1, 32, 32, 64)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            pairs = zip(network(volume), other(volume), strict=True)
+            assert all(torch.equal(ours, theirs) for ours, theirs in pairs), f"gradient {grad}"
+
+
+def _rearranged(x: Tensor, pattern: str) -> Tensor:
+    """What MONAI asks of einops here: the axes in another order."""
+    before, after = (names.split() for names in pattern.split("->"))
+    return x.permute([before.index(name) for name in after])
 
 
 def test_windows_are_joined_as_they_were_cut() -> None:

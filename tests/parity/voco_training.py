@@ -1,8 +1,10 @@
 """One step of pre-training with each of VoCo's heads against the reference.
 
 Crops are so small in these cases that the deepest map has two voxels, whose instance norm turns the last bit of the
-input into visible differences: the reference's own code, run here, misses its stored numbers by more than they allow.
-So each case is computed for inputs that differ in their last bit, and a number may miss by as much as these do.
+input into visible differences: the reference's own code, run on another processor or release of PyTorch, misses its
+stored numbers by more than they allow. On the same machine ours has its bits (`tests/nn/test_voco_swin.py`), so where
+the numbers were made it meets them as written. Elsewhere each case is computed for inputs that differ in their last bit
+too, and a number may miss by as much as these do.
 """
 
 from __future__ import annotations

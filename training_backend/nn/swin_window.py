@@ -18,7 +18,9 @@ from training_backend.nn.patch import Triple
 HIDDEN = -100.0
 """Added to the attention between voxels that a shift made neighbours."""
 MOST_WEIGHTS = 1 << 24
-"""Attention weights held at once in the backward pass on a CPU."""
+"""Attention weights held at once on a CPU."""
+SMALL_WINDOW = 64
+"""Voxels of a window up to which a CPU attends step by step, in MONAI's order and with its bits."""
 
 
 def relative_index(window: Triple) -> Tensor:
@@ -89,13 +91,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Softmax attention [N, h, n, c] of q, k and v [N, h, n, c] with `bias` [h, n, n] added to the scaled products.
 
     The fused kernels hold no [N, h, n, n] weights. On a CPU they cannot differentiate the bias; there the backward
-    pass computes the weights anew, a part of the windows at a time.
+    pass computes the weights anew, a part of the windows at a time. Small windows gain nothing from the kernels on a
+    CPU, whose other rounding the norms of coarse maps would amplify, so they are computed as the weights were trained.
     """
     bias = bias.to(q.dtype)
     if bias.requires_grad and torch.is_grad_enabled() and q.device.type == "cpu":
         attended: Tensor = _CpuAttention.apply(q, k, v, bias)
         return attended
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+    return _attended(q, k, v, bias)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    if q.device.type != "cpu" or q.shape[-2] > SMALL_WINDOW:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+    scale, parts = q.shape[-1] ** -0.5, max(1, MOST_WEIGHTS // bias.numel())
+    found = [
+        ((queries * scale) @ keys.transpose(-2, -1) + bias).softmax(dim=-1) @ values
+        for queries, keys, values in zip(q.split(parts), k.split(parts), v.split(parts), strict=True)
+    ]
+    return torch.cat(found) if len(found) > 1 else found[0]
 
 
 class _CpuAttention(torch.autograd.Function):
@@ -103,7 +117,7 @@ class _CpuAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.detach()[None])
+        out = _attended(q, k, v, bias.detach())
         ctx.save_for_backward(q, k, v, bias, out)
         return out
 
