@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from training_backend.evaluate import sliding
-from training_backend.evaluate.sliding import Tiling, predict_labels, predict_probabilities, with_flips
+from training_backend.evaluate.sliding import Tiling, importance, predict_labels, predict_probabilities, with_flips
 from training_backend.tasks.base import Cancelled
 
 WINDOW = (8, 12, 16)
@@ -119,3 +120,32 @@ def test_constant_weights_and_zeros_around_are_monai_s_own(shape: tuple[int, int
         expected = sliding_window_inference(volume, WINDOW, 4, net, overlap=0.75, mode="constant")[0]
         found = predict_probabilities(net, volume, tiling)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_weight_of_nnunet_is_scipys_and_without_a_lower_bound() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    for window, sigma in (((12, 16, 16), 1 / 8), ((1, 15, 22), 1 / 4), ((40, 7, 9), 1 / 10)):
+        point = np.zeros(window)
+        point[tuple(size // 2 for size in window)] = 1
+        expected = gaussian_filter(point, [size * sigma for size in window], mode="constant", cval=0)
+        expected /= expected.max()
+        expected[expected == 0] = expected[expected > 0].min()
+        found = importance(window, "nnunet", sigma)
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+        assert float(found.min()) > 0
+
+
+def test_padding_at_the_end_and_what_becomes_of_the_outputs() -> None:
+    seen: list[Tensor] = []
+
+    def predictor(windows: Tensor) -> Tensor:
+        seen.append(windows)
+        return windows
+
+    tiling = Tiling((2, 4, 6), fill=-1.0, pad_end=True, finish=lambda p: torch.cat([1 - p, p]))
+    volume = torch.rand(1, 1, 1, 3, 6)
+    found = predict_probabilities(predictor, volume, tiling)
+    assert torch.equal(seen[0][0, 0, :1, :3], volume[0, 0])
+    assert (seen[0][0, 0, 1:] == -1).all()
+    torch.testing.assert_close(found, torch.cat([1 - volume[0], volume[0]]))

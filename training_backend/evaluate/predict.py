@@ -249,18 +249,20 @@ def _segment(
 
 def _probabilities(case: _Case, rung: _Rung) -> Tensor:
     from training_backend.evaluate.sliding import predict_probabilities
-    from training_backend.tasks.segmentation import predictor
+    from training_backend.tasks.segmentation import cleaned, predictor
 
     volume, tiling = _tiled(case, rung)
-    return predict_probabilities(predictor(case.loaded.module, case.config), volume, tiling, case.progress)
+    found = predict_probabilities(predictor(case.loaded.module, case.config), volume, tiling, case.progress)
+    return cleaned(found, case.config)
 
 
 def _labels(case: _Case, rung: _Rung) -> Tensor:
     from training_backend.evaluate.sliding import predict_labels
-    from training_backend.tasks.segmentation import predictor
+    from training_backend.tasks.segmentation import cleaned, predictor
 
     volume, tiling = _tiled(case, rung)
-    return predict_labels(predictor(case.loaded.module, case.config), volume, tiling, case.progress)
+    found = predict_labels(predictor(case.loaded.module, case.config), volume, tiling, case.progress)
+    return cleaned(found, case.config)
 
 
 def _tiled(case: _Case, rung: _Rung) -> tuple[Tensor, Tiling]:

@@ -22,6 +22,7 @@ from training_backend.tasks.base import Cancelled, Progress
 Triple = tuple[int, int, int]
 Predictor = Callable[[Tensor], Tensor]
 """Probabilities [B, K, d, h, w] of windows [B, C, d, h, w]."""
+Blend = Literal["gaussian", "constant", "nnunet"]
 
 HALF_PRECISION_FROM = 2**30
 """Bytes of float32 probabilities from which float16 is returned instead."""
@@ -36,16 +37,22 @@ class Tiling:
         overlap: share of a window that the next one repeats, from 0 to below 1.
         batch: windows per forward pass.
         accumulate_on: device of the running slab; None is where the predictor's output is.
-        blend: weights of a window's voxels: a Gaussian, or the same for all.
+        blend: weights of a window's voxels: a Gaussian, the same for all, or nnU-Net's Gaussian; see `importance`.
         fill: value around volumes smaller than a window; None takes the minimum of each channel, as in training.
+        sigma: of a Gaussian, as a share of the window.
+        pad_end: put all that `fill` stands for behind a small volume, in place of on both sides.
+        finish: class probabilities [K, n, H, W] of blended outputs, where these are something else.
     """
 
     window: Triple
     overlap: float = 0.5
     batch: int = 1
     accumulate_on: torch.device | None = None
-    blend: Literal["gaussian", "constant"] = "gaussian"
+    blend: Blend = "gaussian"
     fill: float | None = None
+    sigma: float = 1 / 8
+    pad_end: bool = False
+    finish: Callable[[Tensor], Tensor] | None = None
 
 
 def predict_probabilities(
@@ -54,7 +61,8 @@ def predict_probabilities(
     """Blended probabilities [K, D, H, W] of `volume` [1, C, D, H, W], on the CPU.
 
     Volumes smaller than the window are padded on both sides. Otherwise equals
-    ``monai.inferers.sliding_window_inference`` with `mode` as `Tiling.blend`.
+    ``monai.inferers.sliding_window_inference`` with `mode` as `Tiling.blend`; "nnunet" with `pad_end` is how nnU-Net's
+    first version and MedCoSS (sigma: 1/8 of volumes, 1/4 of pictures) do it.
 
     Args:
         predictor: network with its softmax; receives windows on the device of `volume`.
@@ -106,7 +114,7 @@ def _slabs(
 ) -> Iterator[tuple[int, Tensor]]:
     """Finished slices in order: (first slice, probabilities [K, n, H, W])."""
     shape = tuple(volume.shape[2:])
-    before = [max(0, size - n) // 2 for size, n in zip(tiling.window, shape, strict=True)]
+    before = [0 if tiling.pad_end else max(0, size - n) // 2 for size, n in zip(tiling.window, shape, strict=True)]
     after = [max(0, size - n) - b for size, n, b in zip(tiling.window, shape, before, strict=True)]
     padded = _padded(volume, before, after, tiling.fill)
     starts = [_starts(n, size, tiling.overlap) for n, size in zip(padded.shape[2:], tiling.window, strict=True)]
@@ -124,7 +132,8 @@ def _slabs(
         finished = slab.finish(step)
         low, high = max(z, before[0]), min(z + step, before[0] + shape[0])
         if high > low:
-            yield low - before[0], finished[:, low - z : high - z, inside[0], inside[1]]
+            part = finished[:, low - z : high - z, inside[0], inside[1]]
+            yield low - before[0], part if tiling.finish is None else tiling.finish(part)
 
 
 def _padded(volume: Tensor, before: Sequence[int], after: Sequence[int], fill: float | None) -> Tensor:
@@ -154,12 +163,11 @@ class _Slab:
         if self.sums is None:
             self.sums = output.new_zeros((output.shape[1], depth, *self.plane))
             self.weights = output.new_zeros((depth, *self.plane))
-        flat = self.tiling.blend == "constant"
-        importance = (torch.ones(self.tiling.window) if flat else gaussian(self.tiling.window)).to(output.device)
+        weight = importance(self.tiling.window, self.tiling.blend, self.tiling.sigma).to(output.device)
         for window, (y, x) in zip(output, corners, strict=True):
             box = (..., slice(y, y + height), slice(x, x + width))
-            self.sums[box].addcmul_(window, importance)
-            self.weights[box].add_(importance)
+            self.sums[box].addcmul_(window, weight)
+            self.weights[box].add_(weight)
 
     def finish(self, count: int) -> Tensor:
         """Mean over windows of the first `count` slices; the others move up for the next row of windows."""
@@ -173,14 +181,29 @@ class _Slab:
 
 
 @lru_cache(maxsize=8)
-def gaussian(window: Triple) -> Tensor:
-    """Weight [d, h, w] of a window's voxels: a Gaussian with sigma = size / 8 per axis, at least 0.001 anywhere."""
+def importance(window: Triple, blend: Blend = "gaussian", sigma: float = 1 / 8) -> Tensor:
+    """Weight [d, h, w] of a window's voxels.
+
+    Args:
+        window: voxels along (z, y, x).
+        blend: "gaussian" is MONAI's, around the middle and at least 0.001 anywhere. "nnunet" is that of nnU-Net's first
+            version, around voxel n // 2, cut off at four sigma, where it is as small as its smallest number above 0.
+            "constant" is 1.
+        sigma: share of the window along each axis.
+    """
+    if blend == "constant":
+        return torch.ones(window)
     curves = []
     for size in window:
-        distance = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
-        curves.append(torch.exp(-(distance**2) / (2 * (size / 8) ** 2)))
+        middle = size // 2 if blend == "nnunet" else (size - 1) / 2
+        distance = torch.arange(size, dtype=torch.float64) - middle
+        curve = torch.exp(-(distance**2) / (2 * (size * sigma) ** 2))
+        if blend == "nnunet":
+            curve[distance.abs() > int(4 * size * sigma + 0.5)] = 0
+        curves.append(curve)
     weight = curves[0][:, None, None] * curves[1][None, :, None] * curves[2][None, None, :]
-    return weight.clamp_min(max(float(weight.min()), 1e-3))
+    smallest = float(weight[weight > 0].min())
+    return weight.clamp_min(smallest if blend == "nnunet" else max(smallest, 1e-3)).float()
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:

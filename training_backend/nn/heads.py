@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KINDS = ("class", "pooled", "concat", "pre_logits", "normalised")
 """Embeddings of a volume; see `embeddings`."""
 
-Pooling = Literal["global", "class", "tokens"]
+Pooling = Literal["global", "class", "tokens", "patches"]
 
 
 class VolumeHead(nn.Module):
@@ -34,8 +34,10 @@ class VolumeHead(nn.Module):
         pooling: "global" joins the class token and the mean of the patch tokens and normalises the two; "class" takes
             the class token after the encoder's final norm; "tokens" gives every patch token after that norm its own
             outputs through ``score``, which has no bias, and takes their mean, so they add up to the outputs of the
-            volume. Encoders without class token are pooled over patches.
-        hidden: widths of hidden layers of the head; empty for a linear one, as "tokens" must have.
+            volume; "patches" normalises the mean of the patch tokens, as MedCoSS classifies. Encoders without class
+            token are pooled over patches.
+        hidden: widths of hidden layers of the head; empty for a linear one, as "tokens" must have. They are followed by
+            leaky ReLU and batch norm, or with "patches" by layer norm and GELU.
         freeze: keep the encoder as it is.
     """
 
@@ -52,13 +54,13 @@ class VolumeHead(nn.Module):
         self.pooling, self.freeze = pooling, freeze
         has_class = hasattr(encoder, "cls_token") or getattr(encoder, "has_summary", False)
         width = encoder.width * (2 if pooling == "global" and has_class else 1)
-        if pooling == "global":
+        if pooling in ("global", "patches"):
             self.encoder.norm = nn.Identity()  # the norm of single tokens is not used, as published
             self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
         if pooling == "tokens":
             self.score = nn.Linear(width, outputs, bias=False)
         else:
-            self.head = _head(width, outputs, hidden)
+            self.head = _head(width, outputs, hidden, layer_norm=pooling == "patches")
         if freeze:
             self.encoder.requires_grad_(False)
 
@@ -94,6 +96,9 @@ class VolumeHead(nn.Module):
         if self.pooling == "tokens":
             mean: Tensor = _final_norm(self.encoder)(tokens).mean(1)  # as the head is linear, before or after it
             return mean
+        if self.pooling == "patches":
+            pooled: Tensor = self.fc_norm(tokens.mean(1))
+            return pooled
         if self.pooling == "class":
             single: Tensor = _final_norm(self.encoder)(tokens.mean(1) if summary is None else summary)
             return single
@@ -170,11 +175,15 @@ def _final_norm(encoder: nn.Module) -> nn.Module:
     return getattr(encoder, "norm", None) or nn.Identity()
 
 
-def _head(width: int, outputs: int, hidden: Sequence[int]) -> nn.Module:
-    """Linear layers with leaky ReLU *before* batch norm between, as published; outputs start close to 0."""
+def _head(width: int, outputs: int, hidden: Sequence[int], layer_norm: bool) -> nn.Module:
+    """Linear layers with leaky ReLU *before* batch norm between, as TANGERINE's, or with layer norm and GELU.
+
+    Outputs start close to 0.
+    """
     layers: list[nn.Module] = []
     for inner, outer in pairwise([width, *hidden]):
-        layers += [nn.Linear(inner, outer), nn.LeakyReLU(0.01), nn.BatchNorm1d(outer)]
+        between = [nn.LayerNorm(outer), nn.GELU()] if layer_norm else [nn.LeakyReLU(0.01), nn.BatchNorm1d(outer)]
+        layers += [nn.Linear(inner, outer), *between]
     last = nn.Linear([width, *hidden][-1], outputs)
     nn.init.trunc_normal_(last.weight, std=2e-5)
     nn.init.zeros_(last.bias)

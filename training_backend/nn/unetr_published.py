@@ -7,6 +7,7 @@ export without translation of the decoder's part.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -30,7 +31,8 @@ class PublishedUnetr(nn.Module):
     """Logits per voxel from the tokens of four depths and the raw volume.
 
     Tokens after a quarter, a half and three quarters of the blocks join as they are, those of the last block after the
-    encoder's final norm (layers 4, 7, 10 and 12 of 12).
+    encoder's final norm, if it has one (layers 4, 7, 10 and 12 of 12). An encoder that says that it is ``planar`` looks
+    at pictures, volumes of one slice, and gets a decoder of two dimensions; it sees a grey one in ``colours`` channels.
 
     Args:
         encoder: gives tokens; its patches are powers of two along each axis, up to 32 voxels.
@@ -50,17 +52,20 @@ class PublishedUnetr(nn.Module):
             self.encoder.requires_grad_(False)
         self.taps = tuple(min(encoder.depth * quarter // 4, encoder.depth - 1) for quarter in (1, 2, 3))
         self.axes: Axes = getattr(getattr(encoder, "layout", None), "axes", "zyx")
-        coarse, _, _, fine = kernels = _kernels(encoder.patch_size, self.axes)
+        self.planar: bool = getattr(encoder, "planar", False)
+        self.colours: int = getattr(encoder, "colours", encoder.in_channels)
+        dims = 2 if self.planar else 3
+        coarse, _, _, fine = kernels = [kernel[-dims:] for kernel in _kernels(encoder.patch_size, self.axes)]
         widths = [feature_size << level for level in range(LEVELS)]
-        self.encoder1 = UnetrBasicBlock(3, encoder.in_channels, widths[0], 3, 1, "instance", res_block=True)
+        self.encoder1 = UnetrBasicBlock(dims, self.colours, widths[0], 3, 1, "instance", res_block=True)
         self.encoder2 = _projection(encoder.width, widths[1], kernels[:3])
         self.encoder3 = _projection(encoder.width, widths[2], kernels[:2])
         self.encoder4 = _projection(encoder.width, widths[3], kernels[:1])
-        self.decoder5 = UnetrUpBlock(3, encoder.width, widths[3], 3, coarse, "instance", res_block=True)
-        self.decoder4 = UnetrUpBlock(3, widths[3], widths[2], 3, kernels[1], "instance", res_block=True)
-        self.decoder3 = UnetrUpBlock(3, widths[2], widths[1], 3, kernels[2], "instance", res_block=True)
-        self.decoder2 = UnetrUpBlock(3, widths[1], widths[0], 3, fine, "instance", res_block=True)
-        self.out = UnetOutBlock(3, widths[0], classes)
+        self.decoder5 = UnetrUpBlock(dims, encoder.width, widths[3], 3, coarse, "instance", res_block=True)
+        self.decoder4 = UnetrUpBlock(dims, widths[3], widths[2], 3, kernels[1], "instance", res_block=True)
+        self.decoder3 = UnetrUpBlock(dims, widths[2], widths[1], 3, kernels[2], "instance", res_block=True)
+        self.decoder2 = UnetrUpBlock(dims, widths[1], widths[0], 3, fine, "instance", res_block=True)
+        self.out = UnetOutBlock(dims, widths[0], classes)
 
     def forward(self, volume: Tensor) -> tuple[Tensor]:
         """Logits [B, K, D, H, W] of `volume` [B, C, D, H, W], the only one of a tuple."""
@@ -68,12 +73,13 @@ class PublishedUnetr(nn.Module):
         padded = pad_to_patch(volume, encoder.patch_size)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             features = encoder.encode(padded, hidden=sorted(set(self.taps)))
-            last = cast(nn.Module, self.encoder.norm)(features.tokens)
+            norm = getattr(self.encoder, "norm", None)
+            last = features.tokens if norm is None else norm(features.tokens)
         found = dict(zip(sorted(set(self.taps)), features.hidden, strict=True))
         maps = [self._map(tokens, features.grid) for tokens in (*(found[tap] for tap in self.taps), last)]
-        logits = self.decode(turned(padded, self.axes), maps)
+        logits = self._decoded(padded, maps)
         d, h, w = volume.shape[2:]
-        return (turned_back(logits, self.axes)[:, :, :d, :h, :w],)
+        return (logits[:, :, :d, :h, :w],)
 
     def decode(self, image: Tensor, maps: list[Tensor]) -> Tensor:
         """Logits of `image` [B, C, ...] and the token maps [B, E, ...] of four depths, all along the same axes."""
@@ -91,6 +97,16 @@ class PublishedUnetr(nn.Module):
 
     def _map(self, tokens: Tensor, grid: Triple) -> Tensor:
         return turned(tokens.transpose(1, 2).unflatten(2, grid), self.axes)
+
+    def _decoded(self, volume: Tensor, maps: list[Tensor]) -> Tensor:
+        """Logits along our axes of `volume` and the maps of its tokens."""
+        image = turned(volume, self.axes)
+        if self.planar:
+            if image.shape[1] < self.colours:
+                image = image.expand(-1, self.colours, -1, -1, -1)
+            flat = self.decode(image.squeeze(2), [one.squeeze(2) for one in maps])
+            return turned_back(flat.unsqueeze(2), self.axes)
+        return turned_back(self.decode(image, maps), self.axes)
 
 
 def _kernels(patch_size: Triple, axes: Axes) -> list[Triple]:
@@ -113,14 +129,15 @@ def _kernels(patch_size: Triple, axes: Axes) -> list[Triple]:
     return [(a, b, c) for a, b, c in zip(*steps, strict=True)]
 
 
-def _projection(width: int, channels: int, kernels: list[Triple]) -> UnetrPrUpBlock:
+def _projection(width: int, channels: int, kernels: Sequence[tuple[int, ...]]) -> UnetrPrUpBlock:
     """Tokens as features of a finer level, through one enlargement per kernel."""
-    block = UnetrPrUpBlock(3, width, channels, len(kernels) - 1, 3, 1, 2, "instance", conv_block=True, res_block=True)
+    dims, further = len(kernels[0]), len(kernels) - 1
+    block = UnetrPrUpBlock(dims, width, channels, further, 3, 1, 2, "instance", conv_block=True, res_block=True)
     for place, kernel in enumerate(kernels):
-        if kernel == (2, 2, 2):
+        if set(kernel) == {2}:
             continue
         inputs = width if place == 0 else channels
-        layer = get_conv_layer(3, inputs, channels, kernel, kernel, conv_only=True, is_transposed=True)
+        layer = get_conv_layer(dims, inputs, channels, kernel, kernel, conv_only=True, is_transposed=True)
         if place == 0:
             block.transp_conv_init = layer
         else:

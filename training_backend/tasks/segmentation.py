@@ -38,26 +38,42 @@ class SegmentationConfig(TaskConfig):
     """Lean decoder: voxels per axis of the finest level; 1 keeps every voxel, 2 is about six times faster."""
     feature_size: int = Field(16, ge=1, json_schema_extra=ui(advanced=True))
     """UNETR decoder: channels of the finest level; each coarser one has twice as many."""
-    loss: Literal["dice_ce", "dice_ce_squared", "dice_ce_foreground"] = Field(
+    loss: Literal["dice_ce", "dice_ce_squared", "dice_ce_foreground", "dice_bce"] = Field(
         "dice_ce", json_schema_extra=ui(advanced=True)
     )
     """dice_ce: Dice plus cross-entropy. dice_ce_squared: the same with squared predictions in Dice's denominator, where
     a class that a view does not hold costs its full share, as UNETR and AR-SSL4M train. dice_ce_foreground: dice_ce
-    without the background in Dice, as VoCo is fine-tuned."""
+    without the background in Dice, as VoCo is fine-tuned. dice_bce: a yes or no for each of `outputs`, learnt with Dice
+    plus binary cross-entropy, as MedCoSS is fine-tuned; what a case was not annotated for does not count."""
+    outputs: tuple[str, ...] = Field((), json_schema_extra=ui(advanced=True))
+    """With dice_bce: regions or classes that the network tells apart, containing ones before contained ones; empty
+    takes every class but the background."""
     freeze: Literal["none", "encoder"] = "none"
     """encoder: train only what is new, with the encoder as it came from pre-training."""
     deep_supervision: bool = Field(False, json_schema_extra=ui(advanced=True))
     """Lean decoder: also apply the loss to coarser levels."""
     overlap: float = Field(0.5, ge=0, le=0.9, json_schema_extra=ui(advanced=True))
     """Overlap of neighbouring windows in prediction."""
-    blend: Literal["gaussian", "constant"] = Field("gaussian", json_schema_extra=ui(advanced=True))
-    """Weight of a window's voxels in prediction: less towards its border, or the same everywhere."""
+    blend: Literal["gaussian", "constant", "nnunet"] = Field("gaussian", json_schema_extra=ui(advanced=True))
+    """Weight of a window's voxels in prediction: less towards its border, or the same everywhere. nnunet: less towards
+    the border without a lower bound, as nnU-Net's first version and MedCoSS."""
+    sigma: float = Field(0.125, gt=0, json_schema_extra=ui(advanced=True))
+    """Width of that weight as a share of the window; MedCoSS takes 0.25 for pictures."""
+    pad_end: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Pad scans that are smaller than a window at their end only, in place of around."""
+    fill: float | None = Field(None, json_schema_extra=ui(advanced=True))
+    """Network input that such scans are padded with in prediction; empty takes the darkest value, as in training."""
     test_flips: bool = Field(False, json_schema_extra=ui(advanced=True))
     """Predict the mean over all flips: eight times slower; never where left and right are different classes."""
 
     regions: tuple[str, ...] = Field((), json_schema_extra=ui(advanced=True))
     """Unions of classes that are scored besides, as "NAME = CLASS + CLASS", by name or label value; the best model is
     then chosen by their mean Dice, as in BraTS."""
+    largest: tuple[str, ...] = Field((), json_schema_extra=ui(advanced=True))
+    """Classes or regions of which predictions keep the largest connected part; the rest becomes background."""
+    smallest: dict[str, int] = Field({}, json_schema_extra=ui(advanced=True))
+    """Classes or regions with the voxels up to which a connected part is too small: it becomes what the region around
+    it is besides, else background."""
 
     @field_validator("channels")
     @classmethod
@@ -77,7 +93,12 @@ class SegmentationConfig(TaskConfig):
     def _regions_of_classes(self) -> SegmentationConfig:
         from training_backend.config.regions import read_regions
 
-        read_regions(self.regions, self.classes)
+        known = read_regions(self.regions, self.classes)
+        if self.outputs and self.loss != "dice_bce":
+            raise ValueError("outputs are told apart with the loss dice_bce only")
+        for name in (*self.outputs, *self.largest, *self.smallest):
+            if self.classes and name not in known and name not in self.classes:
+                raise ValueError(f"{name!r} is neither a class nor a region; there are {', '.join(self.classes)}")
         return self
 
 
@@ -185,6 +206,49 @@ def check_labels(config: RunConfig, cases: Iterable[CaseRecord]) -> None:
             )
 
 
+def value_sets(config: RunConfig, names: Sequence[str]) -> dict[str, frozenset[int]]:
+    """Label values of classes and regions by their name.
+
+    Raises:
+        ConfigError: a name that is neither.
+    """
+    from training_backend.config.regions import read_regions
+    from training_backend.errors import ConfigError
+
+    classes = class_names(config)
+    known = {name: frozenset({value}) for value, name in enumerate(classes)}
+    known |= {name: frozenset(values) for name, values in read_regions(settings(config).regions, classes).items()}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{name!r} is neither a class nor a region.", f"There are {', '.join(known)}.")
+    return {name: known[name] for name in names}
+
+
+def output_sets(config: RunConfig) -> tuple[frozenset[int], ...]:
+    """Label values of each output of a network that is trained with dice_bce; empty for others.
+
+    Raises:
+        ConfigError: outputs that do not stand for all classes, each for one.
+    """
+    from training_backend.errors import ConfigError
+    from training_backend.nn.medcoss_downstream import own_classes
+
+    task, classes = settings(config), class_names(config)
+    if task.loss != "dice_bce":
+        return ()
+    sets = tuple(value_sets(config, task.outputs or classes[1:]).values())
+    try:
+        own = own_classes(sets)
+    except ValueError as error:
+        raise ConfigError(f"task.outputs cannot be told apart: {error}.", "Order them, or leave them empty.") from error
+    if sorted(own) != list(range(1, len(classes))):
+        raise ConfigError(
+            f"The {len(sets)} outputs of the task stand for {len(set(own))} of {len(classes) - 1} classes.",
+            "Name one output for each class in task.outputs, or leave them empty.",
+        )
+    return sets
+
+
 def settings(config: RunConfig) -> SegmentationConfig:
     """The task's part of a run's configuration."""
     return SegmentationConfig.model_validate(config.task.model_dump() if config.task else {})
@@ -192,7 +256,8 @@ def settings(config: RunConfig) -> SegmentationConfig:
 
 def build(config: RunConfig, encoder: Encoder) -> nn.Module:
     """Encoder plus decoder with fresh weights."""
-    task, classes = settings(config), len(class_names(config))
+    task, sets = settings(config), output_sets(config)
+    classes = len(sets) or len(class_names(config))
     if task.decoder == "unetr":
         from training_backend.nn.unetr_published import PublishedUnetr
 
@@ -214,22 +279,20 @@ def build(config: RunConfig, encoder: Encoder) -> nn.Module:
             freeze=task.freeze == "encoder",
             deep_supervision=task.deep_supervision,
         )
-    network.task = task  # type: ignore[assignment]
+    network.task, network.sets = task, sets  # type: ignore[assignment]
     return network
 
 
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
     """Dice plus cross-entropy; coarser outputs count half as much per level. Voxels outside the scan do not count."""
     from training_backend.errors import DataError
-    from training_backend.nn.dice import UNLABELLED, dice_ce
+    from training_backend.nn.dice import UNLABELLED
 
-    task: SegmentationConfig = network.task  # type: ignore[assignment]
-    terms = LOSSES[task.loss]
     if batch.labels is None:
         raise DataError(f"Segmentation needs labels, but {', '.join(batch.case_ids)} have none.", "Leave them out.")
     labels = batch.labels if batch.padding is None else batch.labels.masked_fill(batch.padding, UNLABELLED)
     outputs = network(batch.volume)
-    pairs = [dice_ce(logits, _at_size(labels, logits.shape[2:]), **terms) for logits in outputs]
+    pairs = [_terms(network, logits, _at_size(labels, logits.shape[2:])) for logits in outputs]
     dice, entropy = pairs[0]
     total, weight = dice + entropy, 1.0
     for level, (coarse_dice, coarse_entropy) in enumerate(pairs[1:], start=1):
@@ -238,38 +301,83 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
     return StepOutput(loss=total / weight, scalars={"dice_loss": dice.detach(), "cross_entropy": entropy.detach()})
 
 
+def _terms(network: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The two terms of the task's loss."""
+    from training_backend.nn.dice import dice_ce
+    from training_backend.nn.medcoss_downstream import dice_bce, set_targets
+
+    task: SegmentationConfig = network.task  # type: ignore[assignment]
+    if task.loss == "dice_bce":
+        return dice_bce(logits, set_targets(labels, network.sets))  # type: ignore[arg-type]
+    return dice_ce(logits, labels, **LOSSES[task.loss])
+
+
 def predict(network: nn.Module, config: RunConfig, volume: Tensor, progress: Progress | None = None) -> Tensor:
     """Probabilities [K, D, H, W] on the CPU of a whole case [1, C, D, H, W], by a sliding window of the view's size."""
     from training_backend.evaluate.sliding import predict_probabilities
 
-    return predict_probabilities(predictor(network, config), volume, tiling(config, volume), progress)
+    found = predict_probabilities(predictor(network, config), volume, tiling(config, volume), progress)
+    return cleaned(found, config)
+
+
+def cleaned(found: Tensor, config: RunConfig) -> Tensor:
+    """Probabilities [K, D, H, W] or labels [D, H, W] without the parts that the task says are none; may be `found`."""
+    from training_backend.evaluate.clean import clean_labels, clean_probabilities
+
+    task = settings(config)
+    if not task.largest and not task.smallest:
+        return found
+    regions = [text.partition("=")[0].strip() for text in task.regions]
+    rules = {
+        "largest": list(value_sets(config, task.largest).values()),
+        "smallest": [(values, task.smallest[name]) for name, values in value_sets(config, [*task.smallest]).items()],
+        "around": list(value_sets(config, regions).values()),
+    }
+    return clean_probabilities(found, **rules) if found.ndim == 4 else clean_labels(found, **rules)  # type: ignore[arg-type]
 
 
 def predictor(network: nn.Module, config: RunConfig) -> Predictor:
-    """Probabilities [B, K, d, h, w] of windows on any device; the network is put into evaluation mode."""
+    """Probabilities [B, K, d, h, w] of windows on any device, or with dice_bce sigmoids [B, C, d, h, w] of the outputs.
+
+    The network is put into evaluation mode.
+    """
     import torch
 
     from training_backend.evaluate.sliding import with_flips
 
     network.eval()
-    device = next(network.parameters()).device
+    task, device = settings(config), next(network.parameters()).device
 
     def probabilities(windows: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = network(windows.to(device))[0]
-            return torch.softmax(logits.float(), dim=1)
+            logits: Tensor = network(windows.to(device))[0].float()
+            return logits.sigmoid() if task.loss == "dice_bce" else logits.softmax(dim=1)
 
-    return with_flips(probabilities) if settings(config).test_flips else probabilities
+    axes = [axis for axis, size in enumerate(config.data.size) if size > 1]
+    return with_flips(probabilities, axes) if task.test_flips else probabilities
 
 
 def tiling(config: RunConfig, volume: Tensor, *, batch: int = 1) -> Tiling:
     """Windows of the size of a training view; one window for runs on whole volumes."""
+    from functools import partial
+
     from training_backend.evaluate.sliding import Tiling
+    from training_backend.nn.medcoss_downstream import class_scores
 
     d, h, w = config.data.size if config.data.view == "crop" else volume.shape[2:]
     task = settings(config)
     fill = 0.0 if config.data.intensity.profile == "zscore_nonzero" else None  # zeros are what is outside there
-    return Tiling((d, h, w), task.overlap, batch, blend=task.blend, fill=fill)
+    sets = output_sets(config)
+    return Tiling(
+        (d, h, w),
+        task.overlap,
+        batch,
+        blend=task.blend,
+        fill=fill if task.fill is None else task.fill,
+        sigma=task.sigma,
+        pad_end=task.pad_end,
+        finish=partial(class_scores, sets=sets) if sets else None,
+    )
 
 
 def evaluate(config: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
