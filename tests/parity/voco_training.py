@@ -2,9 +2,8 @@
 
 Crops are so small in these cases that the deepest map has two voxels, whose instance norm turns the last bit of the
 input into visible differences: the reference's own code, run on another processor or release of PyTorch, misses its
-stored numbers by more than they allow. On the same machine ours has its bits (`tests/nn/test_voco_swin.py`), so where
-the numbers were made it meets them as written. Elsewhere each case is computed for inputs that differ in their last bit
-too, and a number may miss by as much as these do.
+stored numbers by more than they allow, and ours, which has its bits (`tests/nn/test_voco_swin.py`), by as much. So each
+case is computed for inputs that differ in their last bit too, and a number may miss by as much as these do.
 """
 
 from __future__ import annotations

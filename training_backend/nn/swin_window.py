@@ -91,8 +91,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Softmax attention [N, h, n, c] of q, k and v [N, h, n, c] with `bias` [h, n, n] added to the scaled products.
 
     The fused kernels hold no [N, h, n, n] weights. On a CPU they cannot differentiate the bias; there the backward
-    pass computes the weights anew, a part of the windows at a time. Small windows gain nothing from the kernels on a
-    CPU, whose other rounding the norms of coarse maps would amplify, so they are computed as the weights were trained.
+    pass computes the weights anew, a part of the windows at a time. Small windows gain little from the kernels on a
+    CPU, whose other rounding the norms of coarse maps would amplify, so they are computed in the reference's order.
     """
     bias = bias.to(q.dtype)
     if bias.requires_grad and torch.is_grad_enabled() and q.device.type == "cpu":
