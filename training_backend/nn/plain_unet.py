@@ -41,7 +41,7 @@ class PlainUnet(nn.Module):
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
-        self.encoder = _Encoder(in_channels, features, convolutions)
+        self.encoder = PlainEncoder(in_channels, features, convolutions)
         self.decoder = _Decoder(features, classes, convolutions)
 
     def forward(self, volume: Tensor) -> tuple[Tensor, ...]:
@@ -53,7 +53,9 @@ class PlainUnet(nn.Module):
         return tuple(reversed(logits)) if self.deep_supervision else (logits[-1],)
 
 
-class _Encoder(nn.Module):
+class PlainEncoder(nn.Module):
+    """Maps of all stages, fine to coarse; the arguments are those of `PlainUnet`."""
+
     def __init__(self, in_channels: int, features: Sequence[int], convolutions: int) -> None:
         super().__init__()
         widths = [in_channels, *features]
@@ -63,6 +65,7 @@ class _Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps [B, C, d, h, w] of `x` [B, C, D, H, W]; each stage after the first halves the grid."""
         levels = []
         for stage in self.stages:
             x = stage(x)

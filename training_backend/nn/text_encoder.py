@@ -25,6 +25,8 @@ VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
 _PIECES = re.compile(r"\w+|[^\w\s]+")
 """Words and marks of the small text encoder."""
 PAD, UNKNOWN, START, STOP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+MASKS = (MASK, "<mask>")
+"""What hidden words are called in vocabularies of BERT and RoBERTa."""
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Tokeniser:
 
     def __post_init__(self) -> None:
         self._known: dict[str, list[int]] = {}
+        self._pieces: dict[str, tuple[list[int], list[int]]] = {}
         self.backend.no_padding()
         self.backend.no_truncation()
 
@@ -56,14 +59,52 @@ class Tokeniser:
         return self._known[text]
 
     def _cut(self, whole: list[int]) -> list[int]:
+        self.say_cut(len(whole))
+        return [*whole[: self.longest - 1], whole[-1]]
+
+    def say_cut(self, tokens: int) -> None:
+        """Count a text of so many tokens that is cut, and say so the first time."""
         if not self.cut:
             log.warning(
                 "A text has %d tokens, but %d are read; what comes after is left out, here and in longer texts.",
-                len(whole),
+                tokens,
                 self.longest,
             )
         self.cut += 1
-        return [*whole[: self.longest - 1], whole[-1]]
+
+    def pieces(self, text: str) -> tuple[list[int], list[int]]:
+        """Token numbers of a text without marks at its ends, and for each the number of the word that it is part of."""
+        if text not in self._pieces:
+            found = self.backend.encode(text, add_special_tokens=False)
+            words = [index if word is None else word for index, word in enumerate(found.word_ids)]
+            self._pieces[text] = (list(found.ids), words)
+        return self._pieces[text]
+
+    @property
+    def ends(self) -> tuple[list[int], list[int]]:
+        """Marks before and after a text."""
+        marks = list(self.backend.encode("").ids)
+        return marks[: len(marks) // 2], marks[len(marks) // 2 :]
+
+    @property
+    def mask(self) -> int:
+        """Number of the token that stands for a hidden word.
+
+        Raises:
+            WeightsError: the vocabulary has none.
+        """
+        found = next((number for name in MASKS if (number := self.backend.token_to_id(name)) is not None), None)
+        if found is None:
+            raise WeightsError(
+                f"The tokeniser has no token for hidden words ({', '.join(MASKS)}), so none can be guessed.",
+                "Choose a text model that was trained with masked words, such as a BERT or RoBERTa.",
+            )
+        return int(found)
+
+    @property
+    def size(self) -> int:
+        """Tokens of the vocabulary."""
+        return int(self.backend.get_vocab_size())
 
     def batch(self, texts: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Token numbers [B, T] and mask [B, T], 1 where there is a token; T is that of the longest text."""
@@ -147,13 +188,12 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _small(config: TextConfig, reports: Sequence[str]) -> tuple[nn.Module, Tokeniser]:
-    """A small BERT with fresh weights, and a tokeniser of the words of `reports`."""
-    import transformers
+def word_tokenizer(reports: Sequence[str], least_count: int = 1) -> Any:
+    """A ``tokenizers.Tokenizer`` of the words that `reports` have at least so often, or a `ConfigError` without any."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     counts = Counter(word for report in reports for word in _PIECES.findall(report.lower()))
-    known = sorted(word for word, count in counts.items() if count >= config.least_count)
+    known = sorted(word for word, count in counts.items() if count >= least_count)
     if not known:
         raise ConfigError(
             "There are no training reports to make a vocabulary of.", "Add reports to the dataset, or set text.source."
@@ -164,14 +204,52 @@ def _small(config: TextConfig, reports: Sequence[str]) -> tuple[nn.Module, Token
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     marks = [(START, table[START]), (STOP, table[STOP])]
     backend.post_processor = processors.TemplateProcessing(single=f"{START} $A {STOP}", special_tokens=marks)
+    return backend
+
+
+def bert_tokenizer(source: str) -> Any:
+    """The ``tokenizers.Tokenizer`` of a folder or hub name of a BERT model, of which nothing else is needed.
+
+    Raises:
+        ConfigError: ``transformers`` is not installed.
+        WeightsError: there is no tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    transformers = _transformers()
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARY):
+        raise WeightsError(
+            f"The folder {source} has no vocabulary ({', '.join(VOCABULARY)}).", "Copy the tokenizer's files into it."
+        )
+    if not folder.is_dir() and (folder.is_absolute() or source.startswith((".", "~"))):
+        raise WeightsError(f"There is no folder {source} with a tokenizer.", "Choose its folder or hub name.")
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        where = str(folder) if folder.is_dir() else source
+        found = transformers.BertTokenizerFast.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"The tokenizer {source} cannot be loaded: {reason}.", "Choose a folder or hub name of a BERT tokenizer."
+        ) from error
+    return found.backend_tokenizer
+
+
+def _small(config: TextConfig, reports: Sequence[str]) -> tuple[nn.Module, Tokeniser]:
+    """A small BERT with fresh weights, and a tokeniser of the words of `reports`."""
+    import transformers
+
+    backend = word_tokenizer(reports, config.least_count)
     settings = transformers.BertConfig(
-        vocab_size=len(table),
+        vocab_size=backend.get_vocab_size(),
         hidden_size=config.width,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         intermediate_size=4 * config.width,
         max_position_embeddings=max(config.longest, 16),
-        pad_token_id=table[PAD],
+        pad_token_id=backend.token_to_id(PAD),
     )
     model = transformers.AutoModel.from_config(settings)
     return model, _tokeniser(backend.to_str(), config, model)

@@ -6,7 +6,6 @@ Parameters are named as in the published weights: ``text_transformer``, ``local_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training_backend.nn.gates import SentenceGates
 from training_backend.nn.visual_tokens import encoded
 
 if TYPE_CHECKING:
@@ -22,63 +22,6 @@ if TYPE_CHECKING:
 
 Reading = Literal["first", "mean"]
 """first: the vector of a text is that of its first token. mean: the mean of its tokens."""
-
-
-POOL_HEADS = 8
-"""Attention heads of `SentencePool`, as published."""
-
-
-class SentencePool(nn.Module):
-    """One vector of a set: its mean asks the mean and every member by multi-head attention."""
-
-    def __init__(self, width: int, heads: int = POOL_HEADS) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.c_proj = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(self, members: Tensor) -> Tensor:
-        """Vectors [N, E] of sets [N, S, E]."""
-        rows = torch.cat([members.mean(1, keepdim=True), members], dim=1)
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project, x in ((self.q_proj, rows[:, :1]), (self.k_proj, rows), (self.v_proj, rows))
-        )
-        found: Tensor = self.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
-        return found
-
-
-class SentenceGates(nn.Module):
-    """Tokens of a scan and sentences gate each other: each row's value is scaled by how much the others attend to it.
-
-    With sigmoid weights P1 of sentences to tokens and P2 of tokens to sentences, a sentence keeps its value times the
-    mean of its row of P1, a token its value times the mean of its row of P2; nothing crosses over.
-
-    Args:
-        width: channels; a multiple of 8 where tokens are pooled.
-        pooled: in place of the mean, `SentencePool` makes one vector of a token's values as each sentence gates them,
-            as the published prompt scores do.
-    """
-
-    def __init__(self, width: int, pooled: bool = False) -> None:
-        super().__init__()
-        self.query1, self.key1, self.value1 = (nn.Linear(width, width) for _ in range(3))
-        self.query2, self.key2, self.value2 = (nn.Linear(width, width) for _ in range(3))
-        if pooled:
-            self.fc2 = SentencePool(width)
-        self.pooled = pooled
-
-    def forward(self, tokens: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gated tokens [B, I, E], P2 [B, I, S], gated sentences [B, S, E], P1 [B, S, I]."""
-        scale = 1 / math.sqrt(tokens.shape[-1])
-        p1 = (self.query2(sentences) @ self.key1(tokens).transpose(-1, -2) * scale).sigmoid()
-        p2 = (self.query1(tokens) @ self.key2(sentences).transpose(-1, -2) * scale).sigmoid()
-        value = self.value1(tokens)
-        if self.pooled:
-            each = p2[..., None] * value[:, :, None]
-            gated = self.fc2(each.flatten(0, 1)).unflatten(0, value.shape[:2])
-        else:
-            gated = value * p2.mean(-1, keepdim=True)
-        return gated, p2, self.value2(sentences) * p1.mean(-1, keepdim=True), p1
 
 
 class TextMatch(nn.Module):
