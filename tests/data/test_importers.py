@@ -399,7 +399,8 @@ def test_layouts_can_be_forced_and_misuse_is_said(tmp_path, phantoms, dataset):
     shutil.rmtree(tmp_path / "labels")
     with pytest.raises(DataError, match="Call them images and labels"):
         describe(tmp_path, layout="paired")
-    assert set(LAYOUTS) == {"folder", "paired", "msd", "nnunet", "bids", "monai", "csv", "list", "ua-mt", "dicom"}
+    layouts = {"folder", "paired", "msd", "nnunet", "bids", "monai", "csv", "list", "reports", "ua-mt", "dicom"}
+    assert set(LAYOUTS) == layouts
 
 
 @pytest.mark.parametrize("name", ["a", "CT_01.v2-b"])

@@ -121,7 +121,8 @@ def test_contrasts_are_found_by_name(mr_dataset):
         (np.array([0, 4095], np.uint16), False, np.int16, 1),
         (np.array([0.0, 255.0]), False, np.int16, 1),
         (np.array([-0.7, 4.3]), False, np.float16, 1),
-        (np.array([0, 60000], np.uint16), False, np.float16, 64),
+        (np.array([0, 60000], np.uint16), False, np.uint16, 1),
+        (np.array([0, 60000], np.uint32), False, np.float16, 64),
         (np.array([1e-6, 2e-6]), False, np.float16, 2**-28),
     ],
 )

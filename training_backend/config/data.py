@@ -13,14 +13,15 @@ from training_backend.config.model import ConfigModel, ui
 class IntensityConfig(ConfigModel):
     """How stored values become network input; saved with the weights, so prediction cannot differ."""
 
-    profile: Literal["auto", "window", "percentile", "zscore", "zscore_nonzero", "identity"] = "auto"
-    """auto: window for CT, unchanged when already within [0, 1], else percentile. window: [low, high] to [0, 1].
+    profile: Literal["auto", "window", "percentile", "scaled", "zscore", "zscore_nonzero", "identity"] = "auto"
+    """auto: scaled for pictures, window for CT, unchanged when already within [0, 1], else percentile. window: [low,
+    high] to [0, 1]. scaled: divided by high, within [-1, 1]; pictures by 255 or 65535 when high is empty.
     percentile: [low, high] per cent of the volume's body to [0, 1]. zscore: zero mean, unit variance over the body.
     zscore_nonzero: the same over all voxels but zeros, which stay 0, as VoCo's authors see MR. identity: as stored."""
     low: float | None = None
     """Lower bound: HU for window (-1200 as TANGERINE when empty), per cent for percentile (0.5 when empty)."""
     high: float | None = None
-    """Upper bound: HU for window (800 when empty), per cent for percentile (99.5 when empty)."""
+    """Upper bound: HU for window (800 when empty), per cent for percentile (99.5 when empty); divisor for scaled."""
 
 
 class AugmentConfig(ConfigModel):
@@ -37,15 +38,21 @@ class AugmentConfig(ConfigModel):
     scale_range: float = Field(0.2, ge=0, lt=1, json_schema_extra=ui(advanced=True))
     """Half width of the zoom range."""
     noise: float = Field(0.0, ge=0, le=1)
-    """Probability of Gaussian noise with a standard deviation drawn from U(0, 0.1)."""
+    """Probability of Gaussian noise with a standard deviation drawn from zero up to `noise_std`."""
+    noise_std: float = Field(0.1, ge=0, json_schema_extra=ui(advanced=True))
+    """Largest standard deviation of the noise, in units of the network input."""
     smooth: float = Field(0.0, ge=0, le=1)
-    """Probability of Gaussian smoothing with a sigma per axis drawn from U(0.5, 1) voxels."""
+    """Probability of Gaussian smoothing with a sigma per axis drawn from `smooth_sigma`."""
+    smooth_sigma: tuple[float, float] = Field((0.5, 1.0), json_schema_extra=ui(advanced=True))
+    """Bounds of the sigma of the smoothing, in voxels."""
     contrast: float = Field(0.0, ge=0, le=1)
     """Probability of a gamma change with an exponent drawn from `gamma_range`."""
     gamma_range: tuple[float, float] = Field((0.75, 1.25), json_schema_extra=ui(advanced=True))
     """Bounds of the exponent of a gamma change."""
     gamma_keeps: bool = Field(False, json_schema_extra=ui(advanced=True))
     """Give a view its mean and standard deviation back after a gamma change."""
+    gamma_inverts: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Change the negative of a view by gamma: bright parts in place of dark ones."""
     linear_contrast: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
     """Probability that distances from the view's mean are multiplied by U(0.75, 1.25), within the range it had."""
     brightness: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
@@ -64,6 +71,13 @@ class AugmentConfig(ConfigModel):
     """Standard deviation of the displacement in the strongest deformation, in voxels; drawn from zero up to it."""
     low_resolution: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
     """Probability that a view is seen at U(0.5, 1) of its resolution."""
+    colours: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Pictures with values in [0, 1]: probability that brightness, contrast, saturation and hue change, in random
+    order."""
+    jitter: tuple[float, float, float, float] = Field((0.4, 0.4, 0.4, 0.1), json_schema_extra=ui(advanced=True))
+    """Largest change of brightness, contrast and saturation, as shares, and of the hue, as a share of the circle."""
+    grey: float = Field(0.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Pictures: probability that the colours are taken out."""
 
 
 class SequenceConfig(ConfigModel):
@@ -114,11 +128,14 @@ class DataConfig(ConfigModel):
     """Folder made by ``med3dssl data ingest``."""
     contrasts: tuple[str, ...] = ()
     """Contrasts stacked as input channels, in this order; empty means the first image of each case."""
-    view: Literal["crop", "volume", "sequence"] = "crop"
+    view: Literal["crop", "volume", "sequence", "resized", "text"] = "crop"
     """crop: random boxes of `size` voxels. volume: the whole body resampled to `size` voxels. sequence: slabs glued
-    along z, as `sequence` says."""
+    along z, as `sequence` says. resized: a random part of a picture in training, else all of it, resized to `size`.
+    text: the report, no voxels."""
     size: tuple[int, int, int] = (96, 96, 96)
     """Voxels of one view along (z, y, x)."""
+    area: tuple[float, float] = Field((0.2, 1.0), json_schema_extra=ui(advanced=True))
+    """With resized views: bounds of the share of a picture that a training view shows."""
     keep_aspect: bool = True
     """With whole volumes: keep proportions and pad. Off stretches every axis, as TANGERINE's helper does."""
     crops_per_volume: int = Field(2, ge=1, json_schema_extra=ui(advanced=True))
@@ -129,6 +146,11 @@ class DataConfig(ConfigModel):
     """Classification: repeat training cases of rare classes until every class comes as often as the largest."""
     train_cases: int | None = Field(None, ge=1)
     """Use only this many training cases (chosen by the seed); empty uses all."""
+    only: Path | None = Field(None, json_schema_extra=ui(advanced=True))
+    """File with the ids of the training cases to use: one per line, or the ``buffer.json`` of a rehearsal buffer."""
+    order: Literal["exact", "replacement"] = Field("exact", json_schema_extra=ui(advanced=True))
+    """exact: every training case once an epoch, in random order. replacement: as many draws, each from all cases, as
+    MedCoSS's authors do."""
     intensity: IntensityConfig = IntensityConfig()
     augment: AugmentConfig = AugmentConfig()
     sequence: SequenceConfig = Field(SequenceConfig(), json_schema_extra=ui(advanced=True))
@@ -145,6 +167,9 @@ class IngestConfig(ConfigModel):
     """Millimetres along (z, y, x) that every volume is resampled to; empty keeps each volume's own."""
     crop_body: bool = True
     """Store only the box around the body (plus 8 voxels); predictions are put back onto the file's grid."""
+    clean_reports: bool = False
+    """Reduce reports to lower-case words without punctuation, as the published text stage of MedCoSS reads them; one
+    that has nothing left is quarantined."""
     align: bool = False
     """Turn and shift the further contrasts of a case to where they fit its first one best, for headers that do not
     agree. All contrasts are put on the first one's grid in any case."""

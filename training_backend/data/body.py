@@ -55,6 +55,13 @@ def find_body(array: Array, spacing_mm: Triple) -> Body:
     return Body(start, shape, mask, stride)
 
 
+def whole_body(shape: tuple[int, ...]) -> Body:
+    """All of a picture: what is dark in it is no air around a patient."""
+    stride = tuple(max(1, n // 512) for n in shape)
+    mask = np.ones([-(-n // step) for n, step in zip(shape, stride, strict=True)], bool)
+    return Body((0, 0, 0), (shape[0], shape[1], shape[2]), mask, (stride[0], stride[1], stride[2]))
+
+
 def _stride(shape: tuple[int, ...], spacing_mm: Triple) -> Shape:
     steps = [max(1, round(_COARSE_MM / mm)) if n > 32 else 1 for n, mm in zip(shape, spacing_mm, strict=True)]
     while np.prod([-(-n // step) for n, step in zip(shape, steps, strict=True)]) > _MOST_VOXELS:

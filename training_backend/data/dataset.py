@@ -132,11 +132,12 @@ class Dataset:
         return [Quarantined(**_parsed(line, path, number)) for number, line in enumerate(lines, 1) if line.strip()]
 
     def fingerprint(self) -> str:
-        """SHA-256 of what training sees: cases, splits, image and label contents, classes and spacing."""
+        """SHA-256 of what training sees: cases, splits, contents of images, labels and reports, classes and spacing."""
         rows: list[Any] = [self.info.spacing_mm, [entry.index for entry in self.info.classes]]
         for case in self.cases():
             label = case.label.sha256 if case.label else ""
-            rows.append([case.id, case.split, [image.sha256 for image in case.images], label, case.target])
+            row = [case.id, case.split, [image.sha256 for image in case.images], label, case.target]
+            rows.append(row if case.images else [*row, hashlib.sha256(case.report.encode()).hexdigest()])
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def source(self, record: ImageRecord) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from training_backend.data.classes import class_table
 from training_backend.data.dataset import Quarantined
-from training_backend.data.facts import scan_name
+from training_backend.data.facts import is_picture, scan_name
 from training_backend.data.manifest import CaseRecord, DatasetInfo, ImageRecord, Split
 from training_backend.data.read import probe
 from training_backend.data.reports import report_problems
@@ -31,7 +31,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Draft:
-    """A case as the layout names it; `split` is None where the layout does not say."""
+    """A case as the layout names it, without images where it is a report; `split` is None where it is not said."""
 
     name: str
     images: tuple[Source, ...]
@@ -98,7 +98,7 @@ def described(drafts: Drafts) -> Described:
     for id, draft in zip(ids, drafts.cases, strict=True):
         try:
             images = [record for source in draft.images for record in _records(drafts, source)]
-            label = None if draft.label is None else _records(drafts, draft.label)[0]
+            label = None if draft.label is None else _label(drafts, draft.label)
         except Med3dError as error:
             paths = [source.path for source in (*draft.images, *([draft.label] if draft.label else []))]
             missing = next((path for path in paths if not path.exists()), None)
@@ -106,7 +106,7 @@ def described(drafts: Drafts) -> Described:
             problems.append(Quarantined(id, shown, "missing" if missing else "unreadable", str(error)))
             continue
         names = Counter(image.contrast for image in images)
-        if max(names.values()) > 1:
+        if len(names) < len(images):
             images = [record.model_copy(update={"contrast": f"image {n}"}) for n, record in enumerate(images)]
         if draft.split is not None:
             given.add(id)
@@ -131,6 +131,7 @@ def described(drafts: Drafts) -> Described:
         contrasts=tuple(dict.fromkeys(image.contrast for case in cases for image in case.images)),
         classes=class_table((), drafts.class_names),
         target_names=drafts.target_names,
+        modality="text" if cases and not any(case.images for case in cases) else "unknown",
     )
     return Described(info, cases, drafts.root, problems, frozenset(given))
 
@@ -170,11 +171,21 @@ def relative(path: Path, root: Path) -> str:
     return Path(near).as_posix() if near.count("..") <= 2 else absolute.as_posix()
 
 
+def _label(drafts: Drafts, source: Source) -> ImageRecord:
+    """A label map; of a picture all colours, for a number of a class has none."""
+    record = _records(drafts, source)[0]
+    named = {"contrast": source.contrast, "key": source.key}
+    return record.model_copy(update=named) if is_picture(source.path) else record
+
+
 def _records(drafts: Drafts, source: Source) -> list[ImageRecord]:
-    """One record, or one per contrast of a 4-D file."""
+    """One record, or one per contrast of a 4-D file or colour of a picture."""
     facts = probe(source.path, key=source.key)
     keys = facts.contrasts if len(facts.contrasts) > 1 else (source.key,)
-    names = drafts.channels if len(drafts.channels) == len(keys) > 1 else tuple(f"{source.contrast} {k}" for k in keys)
+    if is_picture(source.path) and len(keys) > 1:
+        names = keys
+    else:
+        names = _contrast_names(drafts, source, keys)
     return [
         ImageRecord(
             path=relative(source.path, drafts.root),
@@ -186,3 +197,7 @@ def _records(drafts: Drafts, source: Source) -> list[ImageRecord]:
         )
         for key, name in zip(keys, names, strict=True)
     ]
+
+
+def _contrast_names(drafts: Drafts, source: Source, keys: tuple[str, ...]) -> tuple[str, ...]:
+    return drafts.channels if len(drafts.channels) == len(keys) > 1 else tuple(f"{source.contrast} {k}" for k in keys)

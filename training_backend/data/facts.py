@@ -10,7 +10,12 @@ import numpy as np
 from training_backend.data.volume import Array, Geometry, Shape, Triple
 from training_backend.errors import DataError, GeometryError
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npz", ".npy", ".dcm", ".ima")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Endings of plain pictures, which are read as scans of one slice."""
+SUFFIXES = (
+    *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npz", ".npy", ".dcm", ".ima"),
+    *PICTURES,
+)
 """Endings of readable files; DICOM files without an ending are recognised by content."""
 
 
@@ -41,6 +46,11 @@ def suffix_of(path: Path) -> str:
     """The known ending of a file name in lower case, ``.nii.gz`` as one, or an empty string."""
     name = path.name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a plain picture by its name."""
+    return suffix_of(path) in PICTURES
 
 
 def scan_name(path: Path) -> str:

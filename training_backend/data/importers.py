@@ -14,6 +14,7 @@ from training_backend.data import importers_json as lists
 from training_backend.data import importers_tables as tables
 from training_backend.data.dataset import INFO, MANIFEST, check_splits
 from training_backend.data.drafts import Described, Drafts, described, relative
+from training_backend.data.facts import is_picture
 from training_backend.data.read import can_read
 from training_backend.errors import ConfigError, DataError
 
@@ -28,6 +29,7 @@ LAYOUTS: dict[str, Callable[[Path], Drafts]] = {
     "monai": lists.monai,
     "csv": tables.csv_table,
     "list": tables.text_list,
+    "reports": tables.reports,
     "ua-mt": folders.ua_mt,
     "dicom": folders.dicom,
 }
@@ -72,7 +74,8 @@ def layout_of(path: Path) -> str:
         return "ua-mt"
     if folders.pair_folders(path) is not None:
         return "paired"
-    if can_read(path) and not any(islice((file for file in path.rglob("*") if folders.is_scan(file)), 1)):
+    scans = (file for file in path.rglob("*") if folders.is_scan(file) and not is_picture(file))
+    if can_read(path) and not any(islice(scans, 1)):
         return "dicom"
     return "folder"
 
@@ -84,7 +87,7 @@ def _list_kind(path: Path) -> str:
     if suffix in (".txt", ".list"):
         return "list"
     if suffix == ".jsonl":
-        return "monai"
+        return "reports" if tables.report_list(path) else "monai"
     if suffix != ".json":
         return "folder"
     try:
@@ -94,7 +97,9 @@ def _list_kind(path: Path) -> str:
     keys = set(content) if isinstance(content, dict) else set()
     if keys & {"channel_names", "file_ending"}:
         return "nnunet"
-    return "msd" if path.name == "dataset.json" and "training" in keys else "monai"
+    if path.name == "dataset.json" and "training" in keys:
+        return "msd"
+    return "reports" if tables.report_list(path) else "monai"
 
 
 def _joined(parts: Sequence[Described]) -> Described:

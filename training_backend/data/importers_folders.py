@@ -10,7 +10,7 @@ from pathlib import Path
 
 from training_backend.data.dataset import Quarantined
 from training_backend.data.drafts import Draft, Drafts, Source, stem
-from training_backend.data.facts import suffix_of
+from training_backend.data.facts import is_picture, suffix_of
 from training_backend.data.manifest import Split
 from training_backend.data.read import can_read, probe
 from training_backend.errors import DataError, Med3dError
@@ -41,19 +41,22 @@ def plain(path: Path) -> Drafts:
     if path.is_file():
         return Drafts("folder", path.parent, [Draft(stem(path), (Source(path),), _inside(path))], name=stem(path))
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    scans = [file for file in files if is_scan(file)]
+    scans, beside = _without_beside([file for file in files if is_scan(file)], files)
     images = [file for file in scans if not _MARK.search(stem(file))]
     labels = [file for file in scans if _MARK.search(stem(file))]
     dicom_folders = sorted({file.parent for file in files if not is_scan(file) and can_read(file)})
     sources = [(Source(image), "") for image in images]
-    problems = []
+    problems = [
+        Quarantined("", str(file), "list", f"{file.name} is a picture beside scans; give the folder of pictures alone.")
+        for file in beside
+    ]
     for folder in dicom_folders:
         found, lost = _series_of(folder, deep=False)
         sources += found
         problems += lost
     pairs, unpaired = _paired_labels([source for source, _ in sources], labels)
     problems += unpaired
-    known = {*scans, *(file for folder in dicom_folders for file in folder.iterdir())}
+    known = {*scans, *beside, *(file for folder in dicom_folders for file in folder.iterdir())}
     problems += [
         Quarantined("", str(file), "unreadable", f"{file.name} is no format read here.")
         for file in files
@@ -198,6 +201,17 @@ def _pair_in(folder: Path) -> tuple[Path, Path] | None:
         if images.lower() in inside and labels.lower() in inside:
             return inside[images.lower()], inside[labels.lower()]
     return None
+
+
+def _without_beside(scans: list[Path], files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Scans, and the pictures among them that are not taken: a figure or preview beside scans shows no new patient."""
+    pictures = [file for file in scans if is_picture(file)]
+    if not pictures:
+        return scans, []
+    others = [file for file in scans if not is_picture(file)]
+    if others or any(can_read(file) for file in files if not is_scan(file)):
+        return others, pictures
+    return scans, []
 
 
 def _bare(path: Path) -> str:

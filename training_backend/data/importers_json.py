@@ -34,6 +34,17 @@ def monai(path: Path) -> Drafts:
     return _datalist(path, "monai")
 
 
+def json_entries(path: Path) -> list[tuple[Split | None, Any]]:
+    """Entries of a JSON list or datalist, or of JSON Lines, with the split of the list that each is in."""
+    _, content = _load(path)
+    return [
+        (split, entry)
+        for name, split in _SECTIONS.items()
+        if isinstance(content.get(name), list)
+        for entry in content[name]
+    ]
+
+
 def nnunet(path: Path) -> Drafts:
     """nnU-Net raw: ``imagesTr/CASE_0000.nii.gz`` per channel, ``labelsTr/CASE.nii.gz``, ``imagesTs``.
 

@@ -27,6 +27,7 @@ from training_backend.data.integrity import in_bytes
 from training_backend.data.manifest import CaseRecord, ImageRecord
 from training_backend.data.processes import end_with_parent, processors
 from training_backend.data.read import YES_VALUES
+from training_backend.data.report_clean import cleaned
 from training_backend.data.splits import assign_splits
 from training_backend.data.stow import Stowed, content_hash, finished, store_volumes, stow
 from training_backend.data.volume import Volume
@@ -190,9 +191,11 @@ def _ingest(described: Described, output: Path, config: IngestConfig, progress: 
     for leftover in (output / "store").glob(".*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     earlier = _earlier(described, output)
+    told, refused = _told(described.cases, config)
+    described = replace(described, problems=[*described.problems, *refused])
     cases = [
         case.model_copy(update={"excluded": case.excluded or earlier[case.id].excluded}) if case.id in earlier else case
-        for case in assign_splits(described.cases, config.splits, config.seed, described.given_splits)
+        for case in assign_splits(told, config.splits, config.seed, described.given_splits)
     ]
     check_splits(cases)
     todo = [case for case in cases if finished(output, case, config) is None]
@@ -216,9 +219,26 @@ def _ingest(described: Described, output: Path, config: IngestConfig, progress: 
     if not report.ok and not cancelled:
         first = report.quarantined[0] if report.quarantined else "no case was read"
         raise DataError(
-            f"None of the {len(cases)} cases can be used; the first: {first}", f"See {output / QUARANTINE}."
+            f"None of the {len(described.cases)} cases can be used; the first: {first}", f"See {output / QUARANTINE}."
         )
     return replace(report, predicted_bytes=predicted, cancelled=cancelled)
+
+
+def _told(cases: Sequence[CaseRecord], config: IngestConfig) -> tuple[list[CaseRecord], list[Quarantined]]:
+    """Cases with their reports as they are kept; without an image, one whose report is empty is none."""
+    kept, refused = [], []
+    for case in cases:
+        report = cleaned(case.report) if config.clean_reports else case.report
+        if not case.images and not report.strip():
+            why = "Its report has no sentence left after cleaning" if case.report.strip() else "It has no report"
+            reason = f"{why}, and there is no image. Mend its text, or leave it out."
+            refused.append(Quarantined(case.id, "", "list", reason))
+            continue
+        notes = case.problems
+        if case.report.strip() and not report:
+            notes = (*notes, "Its report has no sentence left after cleaning.")
+        kept.append(case.model_copy(update={"report": report, "problems": notes}))
+    return kept, refused
 
 
 def _conclude(
@@ -235,7 +255,7 @@ def _conclude(
     for double in doubles:
         shutil.rmtree(output / "store" / double.case, ignore_errors=True)
     quarantined = [*described.problems, *(r.refused for r in results.values() if r.refused is not None), *doubles]
-    modalities = {image.modality for case in kept for image in case.images}
+    modalities = {image.modality for case in kept for image in case.images} or ({"text"} if kept else set())
     names = _names(described, config)
     values = {int(value) for case in kept for value in case.store.get("label", {}).get("values", {})}
     info = described.info.model_copy(
@@ -329,7 +349,11 @@ def without_doubles(
 
 
 def _all(cases: Sequence[CaseRecord], folder: Path, root: Path, config: IngestConfig) -> Iterator[tuple[str, Stowed]]:
-    """Outcomes as they come, from as many processes as are useful."""
+    """Outcomes as they come, from as many processes as are useful; reports need none."""
+    for case in cases:
+        if not case.images:
+            yield case.id, stow(folder, root, case, config)
+    cases = [case for case in cases if case.images]
     workers = config.workers if config.workers is not None else min(processors(), len(cases))
     if workers < 1 or (config.workers is None and len(cases) <= _FEW):
         for case in cases:
@@ -392,5 +416,7 @@ def _start(begun: Event) -> None:
 
 
 def _size(case: CaseRecord) -> int:
+    if not case.store:
+        return 0
     label = case.store.get("label")
     return int(sum(image["bytes"] for image in case.store["images"]) + (label["bytes"] if label else 0))

@@ -32,6 +32,7 @@ class Statistics:
         scale: file units per stored unit; other than 1 only where float16 could not hold the values.
         ct: whether the numbers are Hounsfield units.
         nonzero: mean and standard deviation of all voxels that are not 0; None where they were not measured (CT).
+        largest: largest number that the format of a picture holds (255, 65535); None for scans.
     """
 
     quantiles: tuple[float, ...]
@@ -41,16 +42,24 @@ class Statistics:
     scale: float = 1.0
     ct: bool = False
     nonzero: tuple[float, float] | None = None
+    largest: float | None = None
 
     @classmethod
     def measure(
-        cls, body: Array, minimum: float, *, scale: float = 1.0, ct: bool = False, whole: Array | None = None
+        cls,
+        body: Array,
+        minimum: float,
+        *,
+        scale: float = 1.0,
+        ct: bool = False,
+        whole: Array | None = None,
+        largest: float | None = None,
     ) -> Statistics:
         """Statistics of the voxels of the body, any shape, and of those of the `whole` image that are not 0."""
         values = np.asarray(body, np.float64).ravel()
         quantiles = tuple(float(q) for q in np.percentile(values, QUANTILES))
         nonzero = None if whole is None else _nonzero(whole)
-        return cls(quantiles, float(values.mean()), float(values.std()), float(minimum), scale, ct, nonzero)
+        return cls(quantiles, float(values.mean()), float(values.std()), float(minimum), scale, ct, nonzero, largest)
 
     def percentile(self, percent: float) -> float:
         """Intensity below which `percent` of the body lies."""
@@ -74,27 +83,28 @@ def normalise(array: Any, statistics: Sequence[Any], config: IntensityConfig) ->
     Args:
         array: numpy array or torch tensor (any device) [..., D, H, W] of stored values.
         statistics: of each image along the leading axes: ``[C]`` for [C, D, H, W], ``[B][C]`` for [B, C, D, H, W].
-        config: the profile; window and percentile give values in [0, 1].
+        config: the profile; window and percentile give values in [0, 1], scaled in [-1, 1].
 
     Returns:
         The same kind of array, never the one given.
     """
     leading = array.shape[: array.ndim - 3]
     terms = np.array([_terms(one, config) for one in _flat(statistics)], np.float32).reshape(*leading, 1, 1, 1, 3)
-    clip = config.profile in ("auto", "window", "percentile")
+    lowest = -1 if config.profile == "scaled" else 0
+    clip = config.profile in ("auto", "window", "percentile", "scaled")
     if isinstance(array, np.ndarray):
         scale, low, width = np.moveaxis(terms, -1, 0)
         result = (array.astype(np.float32) * scale - low) / width
         if config.profile == "zscore_nonzero":
             result[array == 0] = 0
-        return np.clip(result, 0, 1, out=result) if clip else result
+        return np.clip(result, lowest, 1, out=result) if clip else result
     import torch
 
     scale, low, width = torch.from_numpy(terms).to(array.device).unbind(-1)
     result = array.to(torch.float32, copy=True).mul_(scale).sub_(low).div_(width)
     if config.profile == "zscore_nonzero":
         result.masked_fill_(array == 0, 0)
-    return result.clamp_(0, 1) if clip else result
+    return result.clamp_(lowest, 1) if clip else result
 
 
 def denormalise(array: Array, statistics: Statistics, config: IntensityConfig) -> npt.NDArray[np.float32]:
@@ -104,9 +114,15 @@ def denormalise(array: Array, statistics: Statistics, config: IntensityConfig) -
 
 
 def profile_of(statistics: Statistics, config: IntensityConfig) -> str:
-    """The profile that is used: "auto" keeps what is within [0, 1], windows CT, and else takes percentiles."""
+    """The profile that is used.
+
+    "auto" scales pictures by the largest number of their format, keeps what is within [0, 1], windows CT, and else
+    takes percentiles.
+    """
     if config.profile != "auto":
         return config.profile
+    if statistics.largest is not None:
+        return "scaled"
     if statistics.ct:
         return "window"
     prepared = statistics.minimum >= 0 and statistics.quantiles[-1] <= 1
@@ -124,11 +140,27 @@ def _flat(statistics: Sequence[Any]) -> list[Statistics]:
     return list(statistics)
 
 
+def _largest(statistics: Statistics, config: IntensityConfig) -> float:
+    """What the profile "scaled" divides by."""
+    chosen = config.high if config.profile == "scaled" else None
+    largest = statistics.largest if chosen is None else chosen
+    if largest is None:
+        raise ConfigError(
+            "The intensity profile scaled divides by a number, and only pictures tell one of their own.",
+            "Set data.intensity.high, such as 1024 for CT.",
+        )
+    if not largest > 0:
+        raise ConfigError(f"The intensity profile scaled cannot divide by {largest:g}.", "Set high above 0.")
+    return largest
+
+
 def _terms(statistics: Statistics, config: IntensityConfig) -> tuple[float, float, float]:
     """(scale, low, width) such that input = (stored * scale - low) / width."""
     profile = profile_of(statistics, config)
     if profile == "identity":
         return statistics.scale, 0.0, 1.0
+    if profile == "scaled":
+        return statistics.scale, 0.0, _largest(statistics, config)
     if profile == "zscore":
         return statistics.scale, statistics.mean, max(statistics.std, 1e-6)
     if profile == "zscore_nonzero":

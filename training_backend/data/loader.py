@@ -1,8 +1,9 @@
 """Views for training, in an order and with randomness that depend on nothing but the seed and a counter.
 
 View slot u of a run is crop ``u % crops_per_volume`` of visit ``v = u // crops_per_volume``; visit v is case
-``permutation(seed, v // cases)[v % cases]`` of epoch ``v // cases``. So any process can compute any step, and batches
-are the same for every number of workers, every micro-batch, and after every resume.
+``permutation(seed, v // cases)[v % cases]`` of epoch ``v // cases``, or where cases are drawn with replacement,
+``draws(seed, v // cases)[v % cases]``. So any process can compute any step, and batches are the same for every number
+of workers, every micro-batch, and after every resume.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ import numpy.typing as npt
 
 from training_backend.config.run import RunConfig
 from training_backend.data import augment
-from training_backend.data.balance import balanced
+from training_backend.data.choice import choose_cases
 from training_backend.data.dataset import Dataset
 from training_backend.data.intensity import Statistics, normalise
 from training_backend.data.manifest import CaseRecord
 from training_backend.data.pairs import Pairs, choose_pairs, pair_view
 from training_backend.data.processes import ahead, choose_workers, end_with_parent
+from training_backend.data.resized import check_area, resized_view
 from training_backend.data.sequence import Sequences, Unreadable, build, open_sequences
 from training_backend.data.store import StoredCase, open_case
 from training_backend.data.views import Batch, Key, StepViews, View, crop_view, generator
-from training_backend.data.volume import Triple
-from training_backend.errors import ConfigError, DataError, Med3dError, said
+from training_backend.data.volume import Array, Triple
+from training_backend.errors import ConfigError, Med3dError, said
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ORDER, _FEW_SHOT = 11, 12  # set the streams of random numbers apart
+_ORDER, _DRAWS = 11, 13  # set the streams of random numbers apart
 _KEEP_OPEN = 64
+NO_VOXELS = (0, 1, 1, 1)
+"""Shape of the image of a view that is a report."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class ViewLoader:
         dataset: opened dataset.
         config: of the run.
         needs: "labels", "target" or "text" keeps cases that have them, "pairs" shows two at once; None takes all,
-            unlabelled ones included.
+            unlabelled ones included. Views of reports keep cases with a report in any case.
         split: "train" shuffles and augments without end; others are one pass in order, without augmentation.
         rank: of this process among `world`; each gets its part of every step.
         world: number of processes.
@@ -103,20 +107,30 @@ class ViewLoader:
         self.rank = rank
         self.world = world
         self.unit = unit
+        check_area(config.data.area)
         self.sequences: Sequences | None = None
         self.pairs: Pairs | None = None
         if needs == "pairs":
             self.pairs = choose_pairs(dataset, config, split)  # type: ignore[arg-type]
-        self.cases = list(self.pairs.fixed) if self.pairs else _choose_cases(dataset, config, needs, split)
+        self.lacking: tuple[str, ...] = ()
+        if self.pairs is not None:
+            self.cases = list(self.pairs.fixed)
+        else:
+            self.cases, self.lacking = choose_cases(dataset, config, needs, split)
         if config.data.view == "sequence":
             self.sequences = open_sequences(dataset, config, self.cases, split)
         self.visits = self.sequences.visits if self.sequences else len(self.cases)
         self.workers = choose_workers(config, self.visits, world)
+        if config.data.order == "replacement" and (self.sequences is not None or self.pairs is not None):
+            raise ConfigError(
+                "Sequences and pairs of scans are visited once an epoch, not drawn with replacement.",
+                "Set data.order to exact.",
+            )
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """What the configuration asks for and the data cannot give, a sentence each."""
-        return self.sequences.left_out if self.sequences is not None else ()
+        return (*self.lacking, *(self.sequences.left_out if self.sequences is not None else ()))
 
     @property
     def views_per_epoch(self) -> int:
@@ -148,7 +162,7 @@ class ViewLoader:
         extra: dict[str, Any] = {"spacing_mm": list(views.spacing_mm)}
         if self.sequences is not None:
             extra["kinds"] = list(views.kinds)
-        if self.needs == "text":  # reports stay in this process, and go nowhere but into the batch
+        if self.needs == "text" or self._reports:  # reports stay in this process, and go nowhere but into the batch
             extra["texts"] = [self.cases[index].report for _, _, index, _ in views.keys]
         batch = Batch(
             volume=self._normalised(images, views),
@@ -160,7 +174,7 @@ class ViewLoader:
         )
         if batch.padding is not None and batch.padding is views.padding:
             batch.padding = batch.padding.clone()  # on the CPU nothing was copied, and flips work in place
-        if self.split != "train":
+        if self.split != "train" or self._reports:
             return batch
         changes = [augment.draw(self.config.data.augment, key) for key in views.keys]
         return augment.apply(batch, changes, views.spacing_mm)
@@ -169,10 +183,15 @@ class ViewLoader:
         """Network input of `images`; sequences and pairs are that already: each slab or scan has its own numbers."""
         import torch
 
-        if self.sequences is not None or self.pairs is not None:
+        if self.sequences is not None or self.pairs is not None or self._reports:
             return images.to(torch.float32, copy=True)
         result: Tensor = normalise(images, views.statistics, self.config.data.intensity)
         return result
+
+    @property
+    def _reports(self) -> bool:
+        """Whether views are reports, without voxels."""
+        return self.config.data.view == "text"
 
     @property
     def _per_case(self) -> int:
@@ -242,10 +261,12 @@ class ViewLoader:
         """Key of a view slot; its third number is the index of the case (or line) that is visited."""
         visit, view = divmod(slot, self._per_case)
         epoch, position = divmod(visit, self.visits)
-        index = position
-        if self.split == "train":
-            index = int(_order(self.config.seed, epoch, self.visits)[position])
-        return (self.config.seed, epoch, index, view)
+        seed = self.config.seed
+        if self.split != "train":
+            return (seed, epoch, position, view)
+        if self.config.data.order == "replacement":  # a case that comes twice in an epoch is not changed alike
+            return (seed, epoch, int(_draws(seed, epoch, self.visits)[position]), position * self._per_case + view)
+        return (seed, epoch, int(_order(seed, epoch, self.visits)[position]), view)
 
     def _stacked(self, step: int, slots: range, entries: Sequence[tuple[_Loaded, int]]) -> StepViews:
         import torch
@@ -258,19 +279,21 @@ class ViewLoader:
         size = self.config.data.size
         if len({image.dtype for image in images}) > 1:
             images = [image.float() for image in images]
-        masks = [torch.zeros(size, dtype=torch.bool) if mask is None else mask for mask in padding]
+        padded = any(mask is not None for mask in padding)
+        masks = [torch.zeros(size, dtype=torch.bool) if mask is None else mask for mask in padding] if padded else []
         keys = [self._key(slot) for slot, _, _ in good]
         target = None
-        if self.needs == "target" or (self.needs == "text" and all(case.target is not None for case in self.cases)):
+        told = self.needs == "text" or (self.needs is None and self._reports)
+        if self.needs == "target" or (told and all(case.target is not None for case in self.cases)):
             targets = [self.cases[index].target for _, _, index, _ in keys]
             target = torch.tensor(targets, dtype=torch.float32)
             target = target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
-        channels = self.config.channels()
+        empty = NO_VOXELS if self._reports else (self.config.channels(), *size)
         return StepViews(
             step=step,
-            images=self._stack(images) if images else torch.zeros((0, channels, *size), dtype=torch.int16),
+            images=self._stack(images) if images else torch.zeros((0, *empty), dtype=torch.int16),
             labels=self._stack(labels) if labels else None,
-            padding=self._stack(masks) if any(mask is not None for mask in padding) else None,
+            padding=self._stack(masks) if masks else None,
             target=target,
             statistics=[one.statistics for _, one, _ in good],
             spacing_mm=[one.spacing_mm for _, one, _ in good],
@@ -304,6 +327,8 @@ class _Reader:
         if self.loader.pairs is not None:
             return self._pair(self.loader.pairs, item)
         case = self.loader.cases[self.loader._key(item.first)[2]]
+        if self.loader._reports:
+            return _Loaded(item, case.id, images=(torch.zeros(NO_VOXELS),) * item.count, padding=(None,) * item.count)
         try:
             stored = self._stored(case)
             views = [self._view(stored, case, slot) for slot in range(item.first, item.first + item.count)]
@@ -314,11 +339,11 @@ class _Reader:
         return _Loaded(
             item,
             case.id,
-            images=tuple(torch.from_numpy(np.ascontiguousarray(view.image)) for view in views),
+            images=tuple(_tensor(view.image) for view in views),
             labels=tuple(torch.from_numpy(view.label) for view in views if view.label is not None),
             padding=tuple(None if view.padding is None else torch.from_numpy(view.padding) for view in views),
             statistics=tuple(stored.statistics[channel] for channel in channels),
-            spacing_mm=stored.geometry.spacing_mm,
+            spacing_mm=views[0].spacing_mm or stored.geometry.spacing_mm,
         )
 
     def _sequence(self, sequences: Sequences, item: _Item) -> _Loaded:
@@ -378,6 +403,9 @@ class _Reader:
                 stored, folder, data.size, keep_aspect=data.keep_aspect, channels=channels, labels=labels
             )
         key = self.loader._key(slot)
+        if data.view == "resized":
+            part = key if self.loader.split == "train" else None
+            return resized_view(stored, data.size, part, area=data.area, channels=channels, labels=labels)
         return crop_view(stored, data.size, key, channels=channels, labels=labels, foreground=data.foreground)
 
 
@@ -409,6 +437,18 @@ def _remembered(items: Iterator[_Item], pending: deque[_Item]) -> Iterator[_Item
         yield item
 
 
+def _tensor(image: Array) -> Tensor:
+    """Stored values as a tensor; 16-bit pictures as float32, for torch computes little with their type."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(image, np.float32 if image.dtype == np.uint16 else image.dtype))
+
+
+@lru_cache(maxsize=4)
+def _draws(seed: int, epoch: int, cases: int) -> npt.NDArray[np.int64]:
+    return generator(seed, epoch, _DRAWS).integers(cases, size=cases)
+
+
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, cases: int) -> npt.NDArray[np.int64]:
     return generator(seed, epoch, _ORDER).permutation(cases)
@@ -423,32 +463,3 @@ def _start_worker(_: int) -> None:
 
     torch.set_num_threads(1)
     end_with_parent()
-
-
-def _choose_cases(dataset: Dataset, config: RunConfig, needs: str | None, split: str) -> list[CaseRecord]:
-    cases = dataset.cases(split=split)  # type: ignore[arg-type]
-    if split == "train" and needs is None:
-        cases = sorted(cases + dataset.cases(split="unlabelled"), key=lambda case: case.id)
-    cases = [case for case in cases if case.has(needs)]
-    if needs in ("target", "text"):
-        lengths = {len(case.target) for case in cases if case.target is not None}
-        if len(lengths) > 1:
-            raise DataError(f"Targets have different lengths: {sorted(lengths)}.", "Give each case as many values.")
-    if not cases:
-        nouns = {"labels": " with a label map", "target": " with a target", "text": " with a report"}
-        wanted = nouns.get(needs or "", "")
-        raise DataError(
-            f"The dataset {dataset.info.name} has no case{wanted} in its {split} split.",
-            "Look at it with: med3dssl data inspect.",
-        )
-    few = config.data.train_cases
-    if split == "train" and few is not None:
-        if few > len(cases):
-            raise ConfigError(
-                f"data.train_cases asks for {few} cases, the dataset has {len(cases)} that fit.", "Ask for fewer."
-            )
-        order = generator(config.seed, _FEW_SHOT).permutation(len(cases))
-        cases = [cases[index] for index in sorted(order[:few])]
-    if split == "train" and needs == "target" and config.data.balanced:
-        cases = balanced(cases)
-    return cases

@@ -1,7 +1,8 @@
 """A dataset on disk: ``dataset.json`` (its facts) and ``manifest.jsonl`` (one case per line).
 
 A case is one imaging session of one subject: one or more co-registered contrasts, at most one label map, at most one
-target and one report. Paths are relative to the dataset's folder, or to `DatasetInfo.root` for files left in place.
+target and one report; or it is a report alone. Paths are relative to the dataset's folder, or to `DatasetInfo.root` for
+files left in place.
 """
 
 from __future__ import annotations
@@ -81,14 +82,14 @@ class DatasetInfo(ConfigModel):
     schema_version: int = 1
     name: str
     layout: str = ""
-    """What the source was recognised as: "folder", "paired", "msd", "nnunet", "bids", "monai", "csv", "ua-mt" or
-    "dicom"."""
+    """What the source was recognised as: "folder", "paired", "msd", "nnunet", "bids", "monai", "csv", "reports",
+    "ua-mt" or "dicom"."""
     root: str = "."
     """Folder of the source files, relative to the dataset's folder when below it."""
     contrasts: tuple[str, ...] = ()
     classes: tuple[ClassEntry, ...] = ()
     modality: str = "unknown"
-    """Of all images, where it is the same: "CT", "MR", ...; else "unknown"."""
+    """Of all images, where it is the same: "CT", "MR", ..., "text" where there are none; else "unknown"."""
     target_names: tuple[str, ...] = ()
     spacing_mm: tuple[float, float, float] | None = None
     """Spacing of the store, or None where each case keeps its own."""

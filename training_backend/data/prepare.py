@@ -16,6 +16,7 @@ from training_backend.data.dataset import Dataset
 from training_backend.data.intensity import Statistics, denormalise, normalise
 from training_backend.data.manifest import CaseRecord, DatasetInfo
 from training_backend.data.resample import resample
+from training_backend.data.resized import EIGHT_BITS, check_slices, resize, resize_labels
 from training_backend.data.standard import resampled_grid, standardise
 from training_backend.data.store import open_case
 from training_backend.data.volume import Array, Geometry, Shape, Volume
@@ -31,8 +32,8 @@ class InputProfile(ConfigModel):
     contrasts: tuple[str, ...] = ()
     """Contrasts stacked as channels; empty means the first image."""
     intensity: IntensityConfig = IntensityConfig()
-    view: Literal["crop", "volume"] = "crop"
-    """crop: any size, seen in windows of `size`. volume: resampled to `size`."""
+    view: Literal["crop", "volume", "resized"] = "crop"
+    """crop: any size, seen in windows of `size`. volume: resampled to `size`. resized: each slice resized to `size`."""
     size: tuple[int, int, int] = (96, 96, 96)
     """Voxels of a view along (z, y, x)."""
     keep_aspect: bool = True
@@ -55,7 +56,7 @@ class InputProfile(ConfigModel):
             spacing_mm=info.spacing_mm,
             contrasts=data.contrasts,
             intensity=intensity,
-            view="volume" if data.view == "volume" else "crop",
+            view=data.view if data.view in ("volume", "resized") else "crop",
             size=data.size,
             keep_aspect=data.keep_aspect,
             crop_body=info.crop_body,
@@ -159,6 +160,12 @@ def _prepared(
     profile: InputProfile,
 ) -> Prepared:
     padding = None
+    if profile.view == "resized":
+        check_slices(geometry.shape[0], profile.size, "The scan")
+        eight = [one.largest == EIGHT_BITS for one in statistics]
+        images = [resize(image, profile.size, eight_bits=bits) for image, bits in zip(images, eight, strict=True)]
+        label = None if label is None else resize_labels(label, profile.size)
+        geometry = view_grid(geometry, profile.size, keep_aspect=False)
     if profile.view == "volume":
         grid = view_grid(geometry, profile.size, keep_aspect=profile.keep_aspect)
         images = [

@@ -1,4 +1,4 @@
-"""Read any scan into `Volume`s: NIfTI, NRRD, MetaImage, DICOM, UA-MT .h5, .npz and .npy.
+"""Read any scan into `Volume`s: NIfTI, NRRD, MetaImage, DICOM, UA-MT .h5, .npz and .npy, and plain pictures.
 
 All formats give the same result: canonical (z, y, x) voxels and the exact way back to the file. What is unusual is told
 in ``Volume.warnings``; what is unusable is a `DataError`, a `GeometryError` or a `ResourceError` with a sentence.
@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
-from training_backend.data.facts import SUFFIXES, ImageFacts, suffix_of
+from training_backend.data.facts import PICTURES, SUFFIXES, ImageFacts, is_picture, suffix_of
 from training_backend.data.integrity import check_file, non_finite_warning
 from training_backend.data.volume import Array, Volume
 from training_backend.errors import DataError
@@ -26,6 +26,7 @@ _MODULES = {
     **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
     **dict.fromkeys((".h5", ".hdf5", ".npz", ".npy"), "arrays"),
+    **dict.fromkeys(PICTURES, "pictures"),
 }
 YES_VALUES = (255, 65535)
 """What programs for pictures write for "yes" in a mask of yes and no; too large for the number of a class."""
@@ -33,11 +34,12 @@ _LOOK_AT = 2000  # entries of a folder looked at to find out whether it holds DI
 
 
 def read_volumes(path: Path | str, *, key: str = "", series: str = "") -> list[Volume]:
-    """All volumes of a file or a DICOM folder: one, or the contrasts of a 4-D scan (same geometry).
+    """All volumes of a file or a DICOM folder: one, or the contrasts of a 4-D scan or colour picture (same geometry).
 
     Args:
         path: a file, a folder of DICOM files, or one file of a DICOM series (the whole series is read).
-        key: array inside .h5 and .npz files; index of one contrast of a 4-D scan; empty reads the image, all contrasts.
+        key: array inside .h5 and .npz files; index of one contrast of a 4-D scan; colour of a picture; empty reads the
+            image, all contrasts.
         series: which DICOM series, as `list_series` names it; needed when there are several.
 
     Raises:
@@ -69,6 +71,10 @@ def read_labels(path: Path | str, *, key: str = "") -> Volume:
         from training_backend.data import arrays
 
         volumes = arrays.read(path, key, labels=True)
+    elif is_picture(path):
+        from training_backend.data import pictures
+
+        volumes = pictures.read_mask(path)
     else:
         volumes = read_volumes(path, key=key)
     if len(volumes) != 1:
@@ -173,7 +179,7 @@ def _finished(volume: Volume) -> Volume:
     """Add what only the voxels tell: missing numbers, and CT recognised by its Hounsfield units."""
     meta = {**volume.meta, "warnings": [*volume.warnings, *non_finite_warning(volume.array)]}
     modality = volume.modality
-    if modality == "unknown" and _looks_like_ct(volume.array):
+    if modality == "unknown" and "largest" not in meta and _looks_like_ct(volume.array):
         modality, meta["modality_guessed"] = "CT", True
     return replace(volume, modality=modality, meta=meta)
 

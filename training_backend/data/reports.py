@@ -10,7 +10,7 @@ from training_backend.data.text import sentences
 if TYPE_CHECKING:
     from training_backend.config import RunConfig
 
-WHOLE = ("report", "report_text", "text")
+WHOLE = ("report", "report_text", "text", "sentence")
 FINDINGS = ("findings", "findings_en")
 IMPRESSION = ("impression", "impressions", "impressions_en", "conclusion")
 COLUMNS = (*WHOLE, *FINDINGS, *IMPRESSION)

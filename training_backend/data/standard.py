@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from training_backend.data.body import find_body
+from training_backend.data.body import find_body, whole_body
 from training_backend.data.intensity import Statistics
 from training_backend.data.read import as_classes
 from training_backend.data.store import to_stored
@@ -27,7 +27,7 @@ class Standard:
     """A case in its stored form.
 
     Attributes:
-        images: int16 or float16 (z, y, x), one per contrast.
+        images: int16, uint16 or float16 (z, y, x), one per contrast.
         label: uint8 (z, y, x) or None.
         geometry: of these arrays.
         native: of the first volume as its file has it.
@@ -75,7 +75,7 @@ def standardise(
     grid = resampled_grid(native, spacing_mm)
     arrays = [_onto(volume.array, volume.geometry, grid, labels=False) for volume in volumes]
     marks = None if label is None else _onto(label.array.astype(np.uint8), native, grid, labels=True)
-    body = find_body(arrays[0], grid.spacing_mm)
+    body = whole_body(arrays[0].shape) if grid.shape[0] == 1 else find_body(arrays[0], grid.spacing_mm)
     box = body.box if crop_body else tuple(slice(0, n) for n in grid.shape)
     if marks is not None and np.count_nonzero(marks) != np.count_nonzero(marks[box]):
         problems.append("Some labelled voxels lie outside the detected body; the whole volume is kept.")
@@ -87,7 +87,8 @@ def standardise(
         stored, scale = to_stored(array, ct=ct)
         inside = array[tuple(slice(None, None, step) for step in body.stride)][body.mask]
         whole = None if ct else array
-        statistics.append(Statistics.measure(inside, float(array.min()), scale=scale, ct=ct, whole=whole))
+        lowest, largest = float(array.min()), volume.meta.get("largest")
+        statistics.append(Statistics.measure(inside, lowest, scale=scale, ct=ct, whole=whole, largest=largest))
         images.append(np.ascontiguousarray(stored[box]))
     cut = None if marks is None else np.ascontiguousarray(marks[box])
     counts = np.zeros(1, int) if cut is None else np.bincount(cut.ravel())

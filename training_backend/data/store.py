@@ -1,8 +1,8 @@
 """The store of a dataset: compressed arrays from which a crop is read without unpacking the rest.
 
-One folder per case, ``store/CASE/``: one Blosc2 frame per contrast (LZ4HC, int16 or float16), ``label.b2nd``, and
-``points.npy`` with sampled voxels of every label value and of the body. Every chunk carries a CRC-32 that is compared
-the first time a process uses the chunk, so a damaged disk gives a sentence, never a wrong voxel.
+One folder per case, ``store/CASE/``: one Blosc2 frame per contrast (LZ4HC, int16, uint16 or float16), ``label.b2nd``,
+and ``points.npy`` with sampled voxels of every label value and of the body. Every chunk carries a CRC-32 that is
+compared the first time a process uses the chunk, so a damaged disk gives a sentence, never a wrong voxel.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from training_backend.data.dataset import Dataset
 
 CHUNK = (64, 64, 64)
+FLAT_CHUNK = (1, 512, 512)  # of pictures
 BLOCK = (8, 16, 64)  # long rows copy fastest; small blocks waste little around a crop
 _TRUSTED: dict[tuple[str, int, int], npt.NDArray[np.bool_]] = {}  # chunks of each file that this process has checked
 _AGAIN = "Ingest this case again: delete its folder and repeat the command."
@@ -73,7 +74,7 @@ class StoredCase:
     ) -> Array:
         """Stored values [C, d, h, w] of the box of `size` voxels at `start` (z, y, x); the whole by default.
 
-        int16 or float16; float32 where contrasts of both kinds are asked for together.
+        int16, uint16 or float16; float32 where contrasts of several kinds are asked for together.
         """
         chosen = range(self.channels) if channels is None else channels
         boxes = [self._images[channel].read(start, size or self.shape) for channel in chosen]
@@ -201,7 +202,8 @@ def write_array(path: Path, array: Array) -> int:
     compression = blosc2.CParams(
         codec=blosc2.Codec.LZ4HC, clevel=5, filters=[blosc2.Filter.SHUFFLE], filters_meta=[0], nthreads=1
     )
-    chunks = tuple(min(n, chunk) for n, chunk in zip(array.shape, CHUNK, strict=True))
+    largest = FLAT_CHUNK if array.shape[0] == 1 else CHUNK
+    chunks = tuple(min(n, chunk) for n, chunk in zip(array.shape, largest, strict=True))
     blocks = tuple(min(n, block) for n, block in zip(array.shape, BLOCK, strict=True))
     packed = blosc2.asarray(
         np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=compression, contiguous=True
@@ -215,13 +217,15 @@ def write_array(path: Path, array: Array) -> int:
 
 
 def to_stored(array: Array, *, ct: bool) -> tuple[Array, float]:
-    """`array` as int16 (CT, and whole numbers that fit) or float16, and file units per stored unit.
+    """`array` as int16 (CT, and whole numbers that fit), uint16 (16-bit pictures) or float16, and units per stored one.
 
     CT is rounded to whole Hounsfield units. Values that float16 cannot hold are divided by a power of two.
     """
     limits = np.iinfo(np.int16)
     low, high = float(array.min()), float(array.max())
     fits = limits.min <= low and high <= limits.max
+    if array.dtype == np.uint16 and not fits:
+        return array, 1.0
     whole = array.dtype.kind in "iub" or (fits and bool(np.array_equal(array, np.rint(array))))
     if fits and (ct or whole):
         return np.rint(array).astype(np.int16) if array.dtype.kind == "f" else array.astype(np.int16), 1.0

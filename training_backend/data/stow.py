@@ -46,6 +46,8 @@ def stow(folder: Path, root: Path, case: CaseRecord, config: IngestConfig) -> St
     Raises:
         ResourceError: the disk is full; nothing that was stored before is lost.
     """
+    if not case.images and case.label is None:
+        return Stowed(case)  # a report; it is in the manifest, and nothing else is kept of it
     try:
         hashes = {(r.path, r.key): content_hash(root / r.path, r.key) for r in _records(case)}
         done = finished(folder, case, config)

@@ -44,11 +44,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class View:
-    """One view on the host: stored values [C, D, H, W], labels [D, H, W] and padding [D, H, W], or None for these."""
+    """One view on the host: stored values [C, D, H, W], labels [D, H, W] and padding [D, H, W], or None for these.
+
+    `spacing_mm` along (z, y, x) is None where it is the store's.
+    """
 
     image: Array
     label: Array | None
     padding: npt.NDArray[np.bool_] | None
+    spacing_mm: Triple | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class StepViews:
         failures: case id and sentence of each case that could not be read; nothing was put in its place.
         kinds: of sequence, for views that are one: "spatial", "contrast" or "semantic".
         streams: views of the same step from further streams; a micro-batch has its share of each.
+        source: the interleaved stream that they are of; empty for those of the run's own cases.
     """
 
     step: int
@@ -83,6 +88,7 @@ class StepViews:
     failures: Sequence[tuple[str, str]] = ()
     kinds: Sequence[str] = ()
     streams: Mapping[str, StepViews] = field(default_factory=dict)
+    source: str = ""
 
     def __len__(self) -> int:
         """Number of views."""
