@@ -39,6 +39,9 @@ class OptimConfig(ConfigModel):
     """Exponential decay rates of AdamW."""
     amsgrad: bool = Field(False, json_schema_extra=ui(advanced=True))
     """AdamW that remembers the largest squared gradients, as VoCo and CC-CCII are trained."""
+    zero_gradients: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Let parameters that a step does not use decay and move on by momentum, once they have learnt: what gradients of
+    zero in place of none did in the time of PyTorch 1, for networks of several modalities."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor of the learning rate per layer below the head (0.75 in TANGERINE's fine-tuning; 1 is off)."""
     clip_grad: float | None = Field(None, gt=0)

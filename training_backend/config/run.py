@@ -17,6 +17,14 @@ class MethodConfig(ConfigModel):
     name: str
     """Registered name of the method."""
 
+    def located(self) -> dict[str, Any]:
+        """Changes that make its paths hold from any working directory."""
+        return {}
+
+    def portable(self) -> dict[str, Any]:
+        """Changes that take the places on this disk out of it."""
+        return {}
+
 
 class TaskConfig(ConfigModel):
     """Settings of a downstream task; each task's own model extends this one."""

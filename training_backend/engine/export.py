@@ -63,6 +63,9 @@ def card_of(work: Work, step: int) -> dict[str, Any]:
     config = self_contained(work.config)
     if work.task is not None and work.task.contained is not None:
         config = work.task.contained(network, config)
+    elif work.task is None:
+        config = work.method.contained(network, config)
+    config = config.updated({"method": config.method.portable()})
     return {
         "kind": work.config.kind,
         "config": config.model_dump(mode="json"),

@@ -149,7 +149,7 @@ def located(config: RunConfig) -> RunConfig:
     data["sequence"] = {"lesions": lesions, "lists": tuple(path.resolve() for path in sequence.lists)}
     if config.data.labelled is not None and config.data.labelled.dataset is not None:
         data["labelled"] = {"dataset": config.data.labelled.dataset.resolve()}
-    changes: dict[str, Any] = {"data": data}
+    changes: dict[str, Any] = {"data": data, "method": config.method.located()}
     if config.weights and weights.exists():
         changes["weights"] = str(weights.resolve())
     return config.updated(changes)

@@ -14,6 +14,7 @@ from training_backend.engine import seeds
 from training_backend.engine.batch_norm import by_running_statistics, parts
 from training_backend.engine.memory import does_not_fit, is_out_of_memory
 from training_backend.engine.optim import set_learning_rate
+from training_backend.nn.gather import PeerStopped
 from training_backend.tasks.base import Cancelled
 
 if TYPE_CHECKING:
@@ -54,16 +55,38 @@ def optimise(work: Work, views: StepViews, abandon: Callable[[], bool] = lambda:
     shrunk = False
     state, due = work.state, work.snapshot_step
     if due is not None and state.snapshot is None and state.progress.step >= due:
-        state.take_snapshot(state.network.state_dict())
+        state.take_snapshot(_snapshot_weights(work))
+    views = _evened(work, views)
     while True:
-        sums = _accumulate(work, views, abandon)
-        if not work.runtime.any(sums is None):
+        try:
+            sums = _accumulate(work, views, abandon)
+            failed = work.runtime.any(sums is None)
+        except PeerStopped:  # all processes know already
+            sums, failed = None, True
+        if not failed:
             break
         _halve(work, views)
         shrunk = True
     outcome = _apply(work, sums or _Sums(), views)
     outcome.shrunk = shrunk
     return outcome
+
+
+def _snapshot_weights(work: Work) -> Mapping[str, Tensor]:
+    """Tensors by name: of the network as it is, or of the weights that the method names."""
+    network = work.state.network
+    if not work.snapshot_weights:
+        return network.state_dict()
+    from training_backend.weights.transfer import init_from
+
+    other = work.method.build(work.config)
+    init_from(other, work.snapshot_weights, work.config)
+    return other.state_dict()
+
+
+def _evened(work: Work, views: StepViews) -> StepViews:
+    """As many views in every process where they look at each other's: one that nobody could read costs all of them."""
+    return views[: min(work.runtime.gather([len(views)]))] if work.gathers else views
 
 
 @dataclass
@@ -83,6 +106,9 @@ def _accumulate(work: Work, views: StepViews, abandon: Callable[[], bool]) -> _S
     micro = state.progress.micro_batch
     sums = _Sums(int(runtime.total(torch.tensor([float(len(views))], device=runtime.device)).item()))
     state.optimizer.zero_grad(set_to_none=True)
+    if work.config.optim.zero_gradients:  # a function of the optimiser's state, so that it survives a resume
+        for parameter in state.optimizer.state:
+            parameter.grad = torch.zeros_like(parameter)
     state.network.train()
     try:
         for part in parts(state.network, len(views), micro):

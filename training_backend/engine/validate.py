@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from training_backend.data.loader import StepViews
     from training_backend.engine.work import Work
 
+TEXTS_AT_ONCE = 64
+"""Texts that are predicted in one go."""
 MOST_VIEWS = 64
 """Views that the validation loss of pre-training is averaged over."""
 UNCHANGED = AugmentConfig(flip=(0, 0, 0)).model_dump()
@@ -115,6 +117,7 @@ def _fixed_views(work: Work) -> tuple[ViewLoader, dict[str, ViewLoader], Iterato
     asked = {
         name: replace(stream, config=stream.config.updated({"data": {"augment": UNCHANGED}}))
         for name, stream in work.method.streams(config).items()
+        if not stream.interleaved
     }
     streams = open_streams(asked, loader)
     batch = config.optim.batch_size
@@ -130,6 +133,14 @@ def _case_metrics(work: Work, task: Task, stop: Callable[[], bool]) -> dict[str,
             _check(work, stop)
             pair = read_pair(work, moving, fixed)
             results.append(pair_result(work, pair, f"{moving.id} to {fixed.id}", stop))
+    elif task.predict_texts is not None:
+        cases = validation_cases(work)[work.runtime.rank :: work.runtime.world]
+        for first in range(0, len(cases), TEXTS_AT_ONCE):
+            _check(work, stop)
+            some = cases[first : first + TEXTS_AT_ONCE]
+            with work.runtime.autocast():
+                output = task.predict_texts(work.state.evaluated, work.config, [case.report for case in some])
+            results += text_results(some, output.float().cpu().numpy())
     else:
         cases, profile = validation_cases(work), profile_of(work)
         for case in cases[work.runtime.rank :: work.runtime.world]:
@@ -150,6 +161,14 @@ def case_result(case: CaseRecord, prepared: Prepared, output: npt.NDArray[np.flo
         truth = prepared.label if prepared.padding is None else np.where(prepared.padding, IGNORED, prepared.label)
         return CaseResult(case.id, output.argmax(0).astype(np.uint8), truth, spacing)
     return CaseResult(case.id, output, np.asarray(case.target, np.float32), spacing)
+
+
+def text_results(cases: Sequence[CaseRecord], outputs: npt.NDArray[np.float32]) -> list[CaseResult]:
+    """Prediction and truth of cases whose texts gave `outputs` [B, K]."""
+    return [
+        CaseResult(case.id, output, np.asarray(case.target, np.float32), (1.0, 1.0, 1.0))
+        for case, output in zip(cases, outputs, strict=True)
+    ]
 
 
 def _check(work: Work, stop: Callable[[], bool]) -> None:

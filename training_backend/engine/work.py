@@ -18,7 +18,7 @@ from training_backend.config.registry import task as find_task
 from training_backend.data.ar_lists import open_dataset
 from training_backend.data.dataset import Dataset
 from training_backend.data.loader import ViewLoader
-from training_backend.data.streams import joined, open_streams, to_batch
+from training_backend.data.streams import Interleaving, in_turn, interleaving, joined, open_streams, to_batch
 from training_backend.engine import seeds
 from training_backend.engine.batch_norm import batch_norms
 from training_backend.engine.memory import tune_blocks
@@ -50,6 +50,9 @@ class Work:
         imported: what became of the weights the run starts from, if it starts from any.
         streams: loaders beside the first, by name.
         snapshot_step: step before which the snapshot of the network is taken, where the method asks for one.
+        snapshot_weights: whose weights it gets; empty for those that the network has then.
+        order: which stream each step takes its views from, where streams are interleaved.
+        gathers: whether processes look at each other's views, so that all need as many.
     """
 
     config: RunConfig
@@ -65,9 +68,14 @@ class Work:
     imported: ImportReport | None = None
     streams: Mapping[str, ViewLoader] = field(default_factory=dict)
     snapshot_step: int | None = None
+    snapshot_weights: str = ""
+    order: Interleaving | None = None
+    gathers: bool = False
 
     def batches(self, start_step: int = 0) -> Iterator[StepViews]:
-        """Views of this process for each step from `start_step` on, with those of all streams."""
+        """Views of this process for each step from `start_step` on, with those of all streams or of one in turn."""
+        if self.order is not None:
+            return in_turn(self.loader, self.streams, self.order, start_step, self.total_steps)
         return joined(self.loader, self.streams, start_step) if self.streams else self.loader.batches(start_step)
 
     def to_batch(self, views: StepViews) -> Batch:
@@ -103,12 +111,20 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
     task = find_task(config.task.name) if config.task else None
     dataset = open_dataset(config)
     loader = ViewLoader(dataset, config, needs=task.needs if task else None, rank=runtime.rank, world=runtime.world)
-    streams = {} if task is not None else open_streams(method.streams(config), loader)
+    asked = {} if task is not None else method.streams(config)
+    streams = open_streams(asked, loader)
+    order = interleaving(loader, streams, [name for name, stream in asked.items() if stream.interleaved])
+    steps_per_epoch = loader.views_per_epoch / config.optim.batch_size if order is None else order.length
+    total_steps = loader.total_steps
+    if order is not None and not config.optim.max_steps:
+        total_steps = max(1, math.ceil(config.optim.epochs * order.length))
     if task is not None and task.check is not None:
         task.check(config, [*loader.cases, *dataset.cases(split="val")])
     network, imported = build_network(config if not resuming else config.updated({"weights": ""}), method, task)
     _check_channels(config, method.encoder(network) if task is None else network.encoder)  # type: ignore[arg-type]
     _check_batch(config, network, runtime.world)
+    gathers = runtime.world > 1 and task is None and method.gathers(config)
+    _check_shares(config, runtime.world if gathers else 1)
     network.to(runtime.device)
     layer_id = functools.partial(task.layer_id, network) if task else None
     optimizer = make_optimizer(network, config.optim, layer_id, runtime.precision)
@@ -127,11 +143,14 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
         loss=(task or method).training_step,
         method=method,
         task=task,
-        total_steps=loader.total_steps,
-        steps_per_epoch=loader.views_per_epoch / config.optim.batch_size,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
         imported=imported,
         streams=streams,
-        snapshot_step=None if snapshot is None else int(snapshot.share * loader.total_steps),
+        snapshot_step=None if snapshot is None else int(snapshot.share * total_steps),
+        snapshot_weights="" if snapshot is None else snapshot.weights,
+        order=order,
+        gathers=gathers,
     )
 
 
@@ -160,6 +179,16 @@ def _check_channels(config: RunConfig, encoder: Encoder) -> None:
         raise ConfigError(
             f"The network takes {encoder.in_channels} channels, but the views have {given}.",
             "Name as many contrasts in data.contrasts as method.in_channels says, or leave method.in_channels empty.",
+        )
+
+
+def _check_shares(config: RunConfig, world: int) -> None:
+    """Refuse a batch of which processes that look at each other's views would get unequal parts."""
+    if config.optim.batch_size % world:
+        raise ConfigError(
+            f"Processes that compare each other's views need as many each, but {world} of them cannot share "
+            f"optim.batch_size {config.optim.batch_size} evenly.",
+            f"Choose a multiple of {world}, or set method.gather to False.",
         )
 
 

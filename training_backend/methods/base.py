@@ -141,14 +141,15 @@ class ModelView:
             ``seed`` seeds the generator.
         draw: frames of one view [1, C, D, H, W] for a network in evaluation mode, the options and a generator on the
             CPU; called without gradients. The caller may stop between two frames, so long work has many. Keywords give
-            what it asks for besides: ``other``, a view [1, C, D, H, W] of another scan, and ``teacher``, the snapshot
-            of the run (see `Snapshot`) in evaluation mode.
+            what it asks for besides: ``other``, a view [1, C, D, H, W] of another scan, ``teacher``, the snapshot
+            of the run (see `Snapshot`) in evaluation mode, and ``against``, the encoder of another model.
         needs: "pretrain" for networks with their pre-training heads, "encoder" for the encoder of any model of the
             method, "finetune" for networks with a task.
         task: name of that task, for "finetune".
         point: whether it starts from a clicked voxel.
         other: whether it compares the scan with another one.
         teacher: whether it compares the network with the one that labelled for it.
+        against: whether it compares the encoder with that of another model, or with the teacher where none is named.
     """
 
     name: str
@@ -161,6 +162,7 @@ class ModelView:
     point: bool = False
     other: bool = False
     teacher: bool = False
+    against: bool = False
 
     def suits(self, kind: str, task: str | None = None) -> bool:
         """Whether a model of a kind ("pretrain", "encoder" or "finetune") and task can be shown this way."""
@@ -205,6 +207,8 @@ class Method:
         streams: further streams of views for a run, by name; batches have them as `streams`.
         snapshot: of the network, for a run that learns from one; batches of training have it as `extra["snapshot"]`,
             in evaluation mode, and the run keeps it beside its model.
+        gathers: whether a step of a run looks at the views of other processes, so that all need as many.
+        contained: configuration for the card of a model, with all that the network would look up elsewhere.
         scales: voxels along each axis of a place of each map of the encoder's pyramid, from fine to coarse; empty for
             encoders with tokens of one size.
     """
@@ -223,4 +227,6 @@ class Method:
     implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda method: {}
     streams: Callable[[RunConfig], Mapping[str, Stream]] = lambda run: {}
     snapshot: Callable[[RunConfig], Snapshot | None] = lambda run: None
+    gathers: Callable[[RunConfig], bool] = lambda run: False
+    contained: Callable[[nn.Module, RunConfig], RunConfig] = lambda network, config: config
     scales: tuple[int, ...] = ()

@@ -23,7 +23,7 @@ def init_from(
 ) -> ImportReport:
     """Start a run from weights: the whole network for pre-training, the encoder alone for fine-tuning.
 
-    Networks of a task that have a true `starts_whole` take whatever fits of the weights, a decoder say.
+    Networks that say so themselves (`starts_whole`) take whatever fits of the weights, a decoder say, or not.
 
     Args:
         module: the run's network, or its encoder; unchanged when the weights are refused.
@@ -43,7 +43,7 @@ def init_from(
         )
     if reason := found.family.conflict(found.config, config):
         raise WeightsError(reason)
-    whole = config.task is None or getattr(module, "starts_whole", False)
+    whole = bool(getattr(module, "starts_whole", config.task is None))
     return transfer(module, found, config, encoder_only=not whole)
 
 
