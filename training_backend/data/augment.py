@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training_backend.config.data import AugmentConfig
+from training_backend.data.colours import ColourChange, draw_colours, recoloured
 from training_backend.data.views import IGNORED, Batch, Key, generator
 from training_backend.data.volume import Triple
 
@@ -42,6 +43,9 @@ class Change:
         quarters: turns by 90 degrees from y to x.
         elastic: standard deviation of the displacement and distance of its control points, voxels; or None.
         zoom: share of the resolution that is left, or 1.
+        flat: `matrix` for views of one slice, which stay in their plane.
+        gamma_inverts: change the negative of the view by gamma.
+        colours: of the colours of views with three channels, or None.
     """
 
     flip: tuple[bool, bool, bool]
@@ -57,6 +61,9 @@ class Change:
     quarters: int = 0
     elastic: tuple[float, float] | None = None
     zoom: float = 1.0
+    flat: npt.NDArray[np.float64] | None = None
+    gamma_inverts: bool = False
+    colours: ColourChange | None = None
 
 
 def draw(config: AugmentConfig, key: Key) -> Change:
@@ -65,14 +72,16 @@ def draw(config: AugmentConfig, key: Key) -> Change:
     chance = rng.random(8)
     angles = np.radians(config.rotate_deg) * rng.uniform(-1, 1, 3)
     zoom = 1 + config.scale_range * rng.uniform(-1, 1)
-    noise = rng.uniform(0, 0.1)
-    sz, sy, sx = rng.uniform(0.5, 1.0, 3)
+    noise = rng.uniform(0, config.noise_std)
+    sz, sy, sx = rng.uniform(*config.smooth_sigma, 3)
     gamma = rng.uniform(*config.gamma_range)
     seed = int(rng.integers(2**62))
     turned, zoomed = chance[3] < config.rotate, chance[4] < config.scale
-    matrix = None
+    matrix = flat = None
     if turned or zoomed:
         matrix = (_rotation(angles) if turned else np.eye(3)) / (zoom if zoomed else 1.0)
+        flat = (_rotation(angles * [1, 0, 0]) if turned else np.eye(3)) / (zoom if zoomed else 1.0)
+        flat[0] = 1, 0, 0
     flips = [bool(chance[axis] < config.flip[axis]) for axis in range(3)]
     return Change(
         flip=(flips[0], flips[1], flips[2]),
@@ -82,6 +91,8 @@ def draw(config: AugmentConfig, key: Key) -> Change:
         gamma=float(gamma) if chance[7] < config.contrast else None,
         seed=seed,
         gamma_keeps=config.gamma_keeps,
+        flat=flat,
+        gamma_inverts=config.gamma_inverts,
         **_further(config, rng),
     )
 
@@ -102,6 +113,7 @@ def _further(config: AugmentConfig, rng: np.random.Generator) -> dict[str, Any]:
         "quarters": quarters if chance[3] < config.quarter_turn else 0,
         "elastic": elastic if chance[4] < config.elastic else None,
         "zoom": zoom if chance[5] < config.low_resolution else 1.0,
+        "colours": draw_colours(config, rng),
     }
 
 
@@ -123,6 +135,8 @@ def apply(batch: Batch, changes: Sequence[Change], spacing_mm: Sequence[Triple])
 
 def change_intensity(view: Tensor, change: Change) -> None:
     """Apply all of `change` that leaves voxels where they are to one view [C, D, H, W], in place."""
+    if change.colours is not None:
+        view.copy_(recoloured(view, change.colours))
     if change.noise:
         view += change.noise * _normal(view, change.seed)
     if change.sigma is not None:
@@ -136,6 +150,8 @@ def change_intensity(view: Tensor, change: Change) -> None:
     if change.zoom != 1:
         view.copy_(_coarsened(view, change.zoom))
     if change.gamma is not None:
+        if change.gamma_inverts:
+            view.neg_()
         before = (view.mean(dim=(1, 2, 3), keepdim=True), view.std(dim=(1, 2, 3), keepdim=True))
         low, high = view.amin(dim=(1, 2, 3), keepdim=True), view.amax(dim=(1, 2, 3), keepdim=True)
         width = (high - low).clamp_min(1e-7)
@@ -143,6 +159,8 @@ def change_intensity(view: Tensor, change: Change) -> None:
         if change.gamma_keeps:
             mean, std = view.mean(dim=(1, 2, 3), keepdim=True), view.std(dim=(1, 2, 3), keepdim=True)
             view.sub_(mean).mul_(before[1] / std.clamp_min(1e-7)).add_(before[0])
+        if change.gamma_inverts:
+            view.neg_()
 
 
 def _flip(batch: Batch, changes: Sequence[Change]) -> None:
@@ -170,15 +188,16 @@ def _turn(batch: Batch, changes: Sequence[Change], spacing_mm: Sequence[Triple])
     import torch
     from torch.nn import functional
 
+    size = batch.volume.shape[-3:]
+    wanted = [change.flat if size[0] == 1 else change.matrix for change in changes]
     matrices = {
-        index: np.eye(3) if change.matrix is None else change.matrix
-        for index, change in enumerate(changes)
-        if change.matrix is not None or change.elastic is not None
+        index: np.eye(3) if matrix is None else matrix
+        for index, (change, matrix) in enumerate(zip(changes, wanted, strict=True))
+        if matrix is not None or change.elastic is not None
     }
     if not matrices:
         return
     chosen = list(matrices)
-    size = batch.volume.shape[-3:]
     rows = []
     for index, matrix in matrices.items():
         half = np.asarray(size) * np.asarray(spacing_mm[index]) / 2  # grid_sample's units: half the extent
@@ -218,7 +237,7 @@ def _displacement(change: Change, grid: Tensor) -> Tensor | float:
     noise = torch.Generator().manual_seed(change.seed ^ 1)
     field = torch.randn(1, 3, *controls, generator=noise).to(grid)
     fine = functional.interpolate(field, size=tuple(size), mode="trilinear", align_corners=True)[0]
-    voxels = torch.tensor([2 / n for n in reversed(size)]).to(grid)  # one voxel along (x, y, z)
+    voxels = torch.tensor([2 / n if n > 1 else 0.0 for n in reversed(size)]).to(grid)  # one voxel along (x, y, z)
     return fine.movedim(0, -1) * (strength * voxels)
 
 
