@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from qtpy.QtGui import QHideEvent, QShowEvent
-from qtpy.QtWidgets import QFormLayout, QProgressBar, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFormLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_med3dssl import _work
 from napari_med3dssl._layers import facts_of, volume_of
@@ -158,11 +158,16 @@ class ExplorePanel(QWidget):
     def compute_other(self, scan: Any, then: Callable[[Features], None]) -> bool:
         """Have the tokens of another scan computed, to look in it for what was picked in the present one."""
         doing = f"Computing features of {scan.name}…"
-        return self.ask("features", lambda values: then(_features(values)), doing, scan=scan)
+        return self.ask("features", lambda values: then(_features(values)), doing, scan=scan, level=self.level)
 
     def compute_features(self) -> None:
         """Have the tokens of the present scan computed (or read from the cache)."""
-        self.ask("features", self._keep_features, "Computing features…")
+        self.ask("features", self._keep_features, "Computing features…", level=self.level)
+
+    @property
+    def level(self) -> int:
+        """Map of the encoder whose features are computed, 1 the finest; 0 for its tokens."""
+        return max(0, self.scale_box.currentIndex())
 
     def cancel(self) -> None:
         """Stop what the model process does."""
@@ -214,6 +219,11 @@ class ExplorePanel(QWidget):
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Scan", self.scan_box)
         form.addRow("Model", self.model)
+        self.scale_box = combo("Scale")
+        self.scale_box.setToolTip("Size of the places whose features are computed; fine ones need much memory.")
+        self.scale_box.currentIndexChanged.connect(self._forget_features)
+        self.scale_label = QLabel("Scale")
+        form.addRow(self.scale_label, self.scale_box)
         self.compute_button = button(
             "Compute features", self.compute_features, "Let the model look at every patch of the scan; needed once."
         )
@@ -284,14 +294,29 @@ class ExplorePanel(QWidget):
         for section in self.views:
             section.offer(self.others)
             self._column.addWidget(section)
+        self._offer_scales(() if method is None else method.scales)
         self.masking.setVisible(method is None or "mask_ratio" in method.config.model_fields)
         self._refresh()
+
+    def _offer_scales(self, scales: tuple[int, ...]) -> None:
+        """Tokens, and the maps that the encoders of a method have; nothing to choose for those of one scale."""
+        sizes = ["every voxel" if size == 1 else f"{size} voxels" for size in scales]
+        names = ["tokens", *(f"map {number}: {size}" for number, size in enumerate(sizes, 1))]
+        if [self.scale_box.itemText(k) for k in range(self.scale_box.count())] != names:
+            self.scale_box.blockSignals(True)
+            self.scale_box.clear()
+            self.scale_box.addItems(names)
+            self.scale_box.blockSignals(False)
+            self._forget_features()
+        for widget in (self.scale_box, self.scale_label):
+            widget.setVisible(bool(scales))
 
     def _keep_features(self, values: dict[str, Any]) -> None:
         self.features = _features(values)
         d, h, w, width = self.features.tokens.shape
         how = "read from the cache" if values["cached"] else "computed"
-        self.notice.say("ok", f"Features {how}: {d} × {h} × {w} tokens of {width} numbers.")
+        places = "places" if self.level else "tokens"
+        self.notice.say("ok", f"Features {how}: {d} × {h} × {w} {places} of {width} numbers.")
         self._refresh()
 
     def _show_progress(self, share: float, text: str) -> None:

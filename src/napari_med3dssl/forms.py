@@ -7,6 +7,7 @@ label, its tooltip the field's description. Fields marked advanced are folded aw
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,6 +42,7 @@ class Form(QWidget):
         self._config, self._hidden, self._path = config, frozenset(hidden), path
         self._editors: dict[str, Editor] = {}
         self._mistakes: dict[str, QLabel] = {}
+        self._edited: set[str] = set()
         self.sections: dict[str, Form] = {}
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -73,11 +75,24 @@ class Form(QWidget):
     def show_config(self, config: ConfigModel) -> None:
         """Show another configuration of the same models."""
         self._config = config
+        self._edited.clear()
         for name, editor in self._editors.items():
             editor.show_value(getattr(config, name))
         for name, section in self.sections.items():
             section.show_config(getattr(config, name))
         self.mistakes()
+
+    def put(self, path: str, value: Any) -> None:
+        """Show a value in the field at `path`; a field without an editor has it from now on."""
+        name, _, rest = path.partition(".")
+        if rest and name in self.sections:
+            self.sections[name].put(rest, value)
+        elif not rest and name in self._editors:
+            self._editors[name].show_value(value)
+        else:
+            for part in reversed(path.split(".")):
+                value = {part: value}
+            self._config = self._config.updated(value)
 
     def mistakes(self) -> dict[str, str]:
         """What is wrong by field path; each sentence is also shown below its field."""
@@ -90,6 +105,12 @@ class Form(QWidget):
             label.setText(f"{SIGNS['error']} {text}" if text else "")
             label.setVisible(bool(text))
         return found | {self._join(name) if name else self._path: text for name, text in own.items()}
+
+    @property
+    def edited(self) -> frozenset[str]:
+        """Paths of the fields that were changed by hand since a configuration was shown."""
+        below = (section.edited for section in self.sections.values())
+        return frozenset(map(self._join, self._edited)).union(*below)
 
     def editor(self, path: str) -> Editor:
         """Editor of a field by its path below this form."""
@@ -130,7 +151,7 @@ class Form(QWidget):
             widget.setToolTip(tooltip(described))
             widget.setAccessibleName(title)
             widget.setAccessibleDescription(described)
-        editor.changed.connect(self._on_change)
+        editor.changed.connect(partial(self._on_edit, name))
         self._editors[name] = editor
         mistake = self._mistakes[name] = _mistake_label(f"{self._join(name)}.mistake")
         cell = QWidget()
@@ -158,6 +179,10 @@ class Form(QWidget):
             section = Section(label_of(name), folded=bool(self._path) or name not in ("method", "task"), tip=tip)
             section.column.addWidget(form)
             column.addWidget(section)
+
+    def _on_edit(self, name: str) -> None:
+        self._edited.add(name)
+        self._on_change()
 
     def _on_change(self) -> None:
         if not self._path:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from training_backend.config import RunConfig
+from training_backend.config import ConfigModel, RunConfig
+from training_backend.config.registry import method as find_method
 from training_backend.config.registry import task as find_task
 from training_backend.errors import Med3dError
 
 if TYPE_CHECKING:
     from training_backend.data.dataset import Dataset
     from training_backend.data.manifest import CaseRecord
+    from training_backend.data.streams import Stream
 
 Kind = Literal["ok", "warning", "error"]
 LEAST_FREE_GB = 1.0
@@ -31,7 +33,7 @@ class Check:
 
 def checks(config: RunConfig, runs_folder: Path) -> list[Check]:
     """All checks of a run that is about to start; reads the dataset's manifest, so call it off the Qt thread."""
-    found = [_torch(), *_data(config), *_sequences(config), *_views(config)]
+    found = [_torch(), *_data(config), *_sequences(config), *_views(config), *_method(config)]
     if config.kind == "finetune" and not config.weights:
         found.append(Check("warning", "No backbone is chosen: training starts from random weights."))
     found.append(_disk(runs_folder))
@@ -126,6 +128,55 @@ def _views(config: RunConfig) -> list[Check]:
     near = tuple(max(p, round(n / p) * p) for n, p in zip(size, patch, strict=True))
     text = f"The view {_times(size)} is no multiple of the patch {_times(patch)}; the nearest size is {_times(near)}."
     return [Check("error", text)]
+
+
+def _method(config: RunConfig) -> list[Check]:
+    """Settings other than those that the method's own ask for, a teacher to come, and labels where it wants some."""
+    if config.kind != "pretrain":
+        return []
+    method, found = find_method(config.method.name), []
+    asked = method.implied(config.method.model_dump()).get("data", {})
+    for name, value in asked.items():
+        given = getattr(config.data, name)
+        plain = given.model_dump() if isinstance(given, ConfigModel) else given
+        same = {**plain, **value} == plain if isinstance(value, Mapping) else plain == value
+        if not same:
+            text = f"data.{name} is not what the settings of the method ask for: {_plain(value)}."
+            found.append(Check("warning", text))
+    try:
+        part, streams = method.snapshot(config), method.streams(config)
+    except Med3dError as error:
+        return [*found, Check("error", str(error))]
+    for name, stream in streams.items():
+        found.append(_stream(name, stream))
+    if part is not None:
+        text = f"After {part.share:.0%} of the steps a copy of the network labels for it"
+        found.append(Check("ok", f"{text}, which takes memory and time; Estimate counts them."))
+    return found
+
+
+def _stream(name: str, stream: Stream) -> Check:
+    from training_backend.data.dataset import Dataset
+
+    try:
+        dataset = Dataset.open(stream.config.data.dataset)
+    except Med3dError as error:
+        return Check("error", f"The {name} cases: {error}")
+    usable = [case for case in dataset.cases(split="train") if case.has(stream.needs)]  # type: ignore[arg-type]
+    if not usable:
+        return Check("error", f"{dataset.info.name} has no {name} training case, which this stage learns from.")
+    try:
+        if stream.check is not None and stream.config.data.train_cases is None:
+            stream.check(usable)
+    except Med3dError as error:
+        return Check("error", str(error))
+    return Check("ok", f"{len(usable)} {name} cases in {dataset.info.name}.")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    return _times(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _disk(folder: Path) -> Check:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from napari_med3dssl._scans import selected_scan
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Page, Section, button, button_row, combo, wrapping
 from napari_med3dssl.explore_pictures import PictureLayers
-from napari_med3dssl.forms import Form
+from napari_med3dssl.forms import Form, label_of
 from napari_med3dssl.launch_box import LaunchBox
 from napari_med3dssl.weights_picker import WeightsPicker
 from training_backend.config import RunConfig
@@ -41,6 +43,7 @@ class PretrainPanel(QWidget):
         super().__init__()
         self.state = state
         self.form: Form | None = None
+        self._implied: dict[str, Any] = {}
         self._pictures = PictureLayers(state.viewer, " · masking")
         self._sequences = PictureLayers(state.viewer, " · sequence", grid=())
         self._build()
@@ -159,11 +162,42 @@ class PretrainPanel(QWidget):
             self.form.setParent(None)
             self.form.deleteLater()
         self.form = Form(config, hidden=HIDDEN)
+        self.followed = wrapping("")
+        self.followed.hide()
+        self._implied = _by_path(find_method(config.method.name).implied(config.method.model_dump()))
+        if (section := self.form.sections.get("method")) is not None and section.layout() is not None:
+            section.layout().addWidget(self.followed)
+        self.form.changed.connect(self._follow_method)
         self.form.changed.connect(self.launch.check_soon)
         self.settings.column.addWidget(self.form)
         self.form.changed.connect(self._name_preview)
         self._name_preview()
         self.launch.check_soon()
+
+    def _follow_method(self) -> None:
+        """Settings that follow from those of the method go with them, but for those that were entered by hand."""
+        name = self.method.currentData()
+        if self.form is None or "method" not in self.form.sections:
+            return
+        try:
+            entered = self.form.sections["method"].config().model_dump()
+            config = pretrain_config(name, self.preset.currentData(), Path(), {"method": entered})
+        except Med3dError:  # said below the field
+            return
+        before, self._implied = self._implied, _by_path(find_method(name).implied(entered))
+        moved = sorted(path for path in before | self._implied if before.get(path) != self._implied.get(path))
+        if not moved:
+            return
+        kept = [path for path in moved if path in self.form.edited]
+        for path in moved:
+            if path not in kept:
+                self.form.put(path, _at(config, path))
+        self.form.mistakes()
+        told = [f"{_said(path)} {_text(_at(config, path))}" for path in moved if path not in kept]
+        parts = [f"Goes with the method: {'; '.join(told)}." if told else ""]
+        parts += [f"Kept as entered: {', '.join(map(_said, kept))}." if kept else ""]
+        self.followed.setText(" ".join(filter(None, parts)))
+        self.followed.show()
 
     def _on_dataset(self) -> None:
         self.dataset.setText(dataset_line(self.state.dataset))
@@ -194,6 +228,30 @@ class PretrainPanel(QWidget):
         if mask is not None:
             mask.visible = False
         self.launch.notice.say("info", MASKED)
+
+
+def _by_path(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings by their paths."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        path = f"{above}{name}"
+        found.update(_by_path(value, f"{path}.") if isinstance(value, Mapping) else {path: value})
+    return found
+
+
+def _at(config: Any, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), config)
+
+
+def _said(path: str) -> str:
+    """Name of a setting as the form has it: its section, where that is inside another one, and its label."""
+    return " ".join(label_of(part).lower() for part in path.split(".")[1:])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " × ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def dataset_line(folder: Path | None) -> str:

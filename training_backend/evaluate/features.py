@@ -8,6 +8,7 @@ several windows is their mean, weighted towards the windows in whose middle it l
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,7 @@ def token_features(
     *,
     normalised: bool = True,
     overlap: float = 0.5,
+    level: int = 0,
     progress: Progress | None = None,
 ) -> TokenMap:
     """Tokens of the last block at every patch of a prepared scan, [d, h, w, E] float16.
@@ -105,18 +107,22 @@ def token_features(
         profile: how it was trained to see it.
         normalised: apply the encoder's final norm (comparable lengths); else the tokens as the last block leaves them.
         overlap: of the windows of a crop encoder.
+        level: map of a hierarchical encoder in place of its tokens, counted from 1, the finest; 0 takes the tokens.
         progress: told the share done; answers whether to go on.
 
     Raises:
+        ConfigError: the encoder has no such map.
         ResourceError: before anything is computed, if the memory cannot hold the result.
         Cancelled: when `progress` answered False.
     """
-    tiles = tiling(_spatial(prepared), encoder.patch_size, profile, overlap)
-    check_memory(tiles.bytes(encoder.width))
+    tiles, width = map_tiles(encoder, _spatial(prepared), profile, level, overlap)
+    check_memory(tiles.bytes(width))
     norm: nn.Module | None = getattr(encoder, "norm", None)
 
     def features(view: Tensor) -> Tensor:
         out = encoder.encode(view)
+        if level:
+            return out.pyramid[level - 1][0]
         tokens = norm(out.tokens) if normalised and norm is not None else out.tokens
         grid: Tensor = tokens.transpose(1, 2).unflatten(2, out.grid)[0]
         return grid
@@ -124,6 +130,46 @@ def token_features(
     values = over_tiles(features, prepared.array, tiles, encoder, progress)
     half = np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
     return TokenMap(half, token_geometry(prepared.geometry, tiles))
+
+
+def map_tiles(
+    encoder: Encoder, shape: Shape, profile: InputProfile, level: int = 0, overlap: float = 0.5
+) -> tuple[TokenTiles, int]:
+    """Windows for the tokens of an encoder, or for a map of its pyramid, and the channels of a token or place.
+
+    Windows of all maps are the same, so that a fine map sees what a coarse one sees.
+
+    Args:
+        encoder: the network.
+        shape: voxels (z, y, x) of the prepared volume.
+        profile: how the encoder was trained to see it.
+        level: as of `token_features`.
+        overlap: of the windows of a crop encoder.
+    """
+    if not level:
+        return tiling(shape, encoder.patch_size, profile, overlap), encoder.width
+    channels, stride = check_level(encoder, level)
+    coarsest = math.lcm(*(step for _, step in pyramid_of(encoder)), *encoder.patch_size)
+    blocks, fine = tiling(shape, (coarsest,) * 3, profile, overlap), coarsest // stride
+    starts = tuple(_times(start, fine) for start in blocks.starts)
+    return TokenTiles((stride,) * 3, _times(blocks.grid, fine), _times(blocks.window, fine), starts), channels
+
+
+def check_level(encoder: Encoder, level: int) -> tuple[int, int]:
+    """Channels and stride of a map of the encoder's pyramid, counted from 1; a `ConfigError` where it has none such."""
+    maps = pyramid_of(encoder)
+    if 1 <= level <= len(maps):
+        return maps[level - 1]
+    if not maps:
+        raise ConfigError("This model has features of one scale only.", "Choose its tokens, level 0.")
+    raise ConfigError(f"The model has {len(maps)} maps, so map {level} does not exist.", "Map 1 is the finest.")
+
+
+def pyramid_of(encoder: Encoder) -> list[tuple[int, int]]:
+    """Channels, and voxels along each axis of a place, of each map of an encoder; empty for tokens of one size."""
+    from training_backend.nn.unetr import pyramid_levels
+
+    return [(channels, round(stride)) for channels, stride in pyramid_levels(encoder)]
 
 
 def class_attention(
@@ -249,6 +295,11 @@ def _spatial(prepared: Prepared) -> Shape:
 
 def _ceil(shape: Shape, patch: Shape) -> Shape:
     d, h, w = (-(-n // p) for n, p in zip(shape, patch, strict=True))
+    return (d, h, w)
+
+
+def _times(numbers: Shape, factor: int) -> Shape:
+    d, h, w = (n * factor for n in numbers)
     return (d, h, w)
 
 
