@@ -161,6 +161,7 @@ def embed(
     input: tuple[Path, ...],
     output: Path,
     kinds: tuple[Literal["class", "pooled", "concat", "pre_logits", "normalised"], ...] = ("pre_logits",),
+    levels: tuple[int, ...] = (),
     device: str = "auto",
 ) -> Any:
     """One feature vector per scan and kind, as CSV, npy, npz or parquet by the suffix of the output.
@@ -170,8 +171,9 @@ def embed(
         input: Scans, or one CSV with a column Path.
         output: Table to write.
         kinds: class token, mean of patches, both, both after the norm of the head (two names).
+        levels: Maps of a hierarchical encoder, 1 the finest, whose means are written in place of the kinds.
         device: auto, cpu, cuda or cuda:N.
     """
     from training_backend.evaluate.embed import embed_files
 
-    return embed_files(weights, list(input), output, kinds=kinds, device=device)
+    return embed_files(weights, list(input), output, kinds=kinds, levels=levels, device=device)

@@ -62,6 +62,7 @@ def embed_files(
     output: Path,
     *,
     kinds: Sequence[str] = ("pre_logits",),
+    levels: Sequence[int] = (),
     normed: bool = False,
     flatten: bool = False,
     as_published: bool = False,
@@ -77,6 +78,8 @@ def embed_files(
         inputs: scans, or one CSV with a column of paths, whose other columns are kept.
         output: ``.csv`` (numbers as a JSON list per kind), ``.parquet``, ``.npy`` (one kind) or ``.npz`` (any).
         kinds: any of `KINDS`, or "all" for the four different ones.
+        levels: maps of a hierarchical encoder, counted from 1, the finest: their means over the scan, called map1 and
+            so on, in place of the kinds.
         normed: apply the encoder's final norm to tokens first; the published embeddings do not.
         flatten: one numeric column per number instead of lists.
         as_published: see `read_published`; else the model's own pre-processing.
@@ -85,14 +88,22 @@ def embed_files(
         device: auto, cpu, cuda or cuda:N.
         progress: told the share done; answers whether to go on.
     """
+    from training_backend.evaluate.features import check_level
     from training_backend.nn.heads import embeddings
 
-    chosen = _kinds(kinds)
+    chosen = tuple(f"map{level}" for level in levels) or _kinds(kinds)
     rows, paths = read_table(inputs, path_column)
     model = _loaded(source, device)
     network = model.module if model.kind == "finetune" else model.encoder
 
+    for level in levels:
+        check_level(model.encoder, level)
+
     def function(volume: Tensor) -> dict[str, Floats]:
+        if levels:
+            maps = model.encoder.encode(volume).pyramid
+            means = {f"map{level}": maps[level - 1][0].mean(dim=(1, 2, 3)) for level in levels}
+            return {kind: value.float().cpu().numpy() for kind, value in means.items()}
         return {kind: value[0].float().cpu().numpy() for kind, value in embeddings(network, volume, normed).items()}
 
     read = _reader(model, as_published, reverse_axes)

@@ -10,8 +10,8 @@ operation           parameters                                         values
                                                                        `probabilities`, `values`, `notes`
 ``register``        `source`, `volumes` (moving, fixed), `labels`      `warped`, `labels`, `grid`, `jacobian`, `text`,
                     of the moving scan                                 `notes`
-``features``        `source`, `volumes`, `normalised`, `overlap`       `tokens` [d, h, w, E], `geometry`, `body`,
-                                                                       `cached`
+``features``        `source`, `volumes`, `normalised`, `overlap`,      `tokens` [d, h, w, E], `geometry`, `body`,
+                    `level`                                            `cached`
 ``reconstruct``     `source`, `volumes`, `mask_ratio`, `seed`,         `pictures`, `error`, `unit`
                     `full`, `centre`
 ``preview_masking`` `config`, `volumes`, `mask_ratio`, `seed`,         as ``reconstruct``; only what needs no training,
@@ -209,14 +209,15 @@ class Session:
         """Tokens of the whole scan, from the cache where they were computed before."""
         from training_backend.data.prepare import prepare
         from training_backend.evaluate import feature_cache
-        from training_backend.evaluate.features import body_tokens, tiling, token_features
+        from training_backend.evaluate.features import body_tokens, map_tiles, token_features
 
         ready = self._model(params, progress)
         volumes, profile, encoder = _volumes(params), ready.loaded.profile, ready.loaded.encoder
         normalised, overlap = bool(params.get("normalised", True)), float(params.get("overlap", 0.5))
         places = json.dumps([volume.geometry.to_dict() for volume in volumes])
         names = json.dumps([[volume.name, volume.modality, volume.meta.get("contrast")] for volume in volumes])
-        settings = f"{profile.model_dump_json()} {normalised} {overlap}"
+        level = int(params.get("level") or 0)
+        settings = f"{profile.model_dump_json()} {normalised} {overlap} {level}"
         arrays = [volume.array for volume in volumes]
         key = feature_cache.content_hash(ready.hash, places, names, settings, *arrays)
         kept = feature_cache.find(key)
@@ -226,8 +227,9 @@ class Session:
             progress(0.0, "Preparing the scan")
             prepared = prepare(volumes, profile)
             said = _saying(progress, "Computing features")
-            found = token_features(encoder, prepared, profile, normalised=normalised, overlap=overlap, progress=said)
-            body = body_tokens(prepared, tiling(prepared.geometry.shape, encoder.patch_size, profile, overlap))
+            how: dict[str, Any] = {"normalised": normalised, "overlap": overlap, "level": level}
+            found = token_features(encoder, prepared, profile, **how, progress=said)
+            body = body_tokens(prepared, map_tiles(encoder, prepared.geometry.shape, profile, level, overlap)[0])
             feature_cache.keep(key, found, body)
         answer = {"tokens": found.values, "geometry": found.geometry, "body": body, "cached": kept is not None}
         return {**ready.facts, **answer}
