@@ -32,12 +32,7 @@ class LossPlot(QWidget):
         super().__init__()
         self._viewer = viewer
         self._series: Mapping[str, Series] = {}
-        self._plot = pg.PlotWidget()
-        self._plot.setMinimumHeight(120)
-        self._plot.setMinimumWidth(60)
-        self._plot.setAccessibleName("Curves of the run")
-        self._plot.setMenuEnabled(False)
-        self._plot.hideButtons()
+        self._plot = plot_widget("Curves of the run")
         self._curves = {split: self._plot.plot([], []) for split in STYLES}
         for curve in self._curves.values():
             curve.setDownsampling(auto=True, method="peak")
@@ -78,13 +73,7 @@ class LossPlot(QWidget):
 
     def follow_theme(self, event: Any = None) -> None:
         """Take background and text colour from the viewer's theme."""
-        colours = _compat.theme_colours(self._viewer)
-        light = sum(int(colours["background"][i : i + 2], 16) for i in (1, 3, 5)) > 3 * 128
-        self._plot.setBackground(colours["background"])
-        for name in ("left", "bottom"):
-            axis = self._plot.getAxis(name)
-            axis.setPen(colours["text"])
-            axis.setTextPen(colours["text"])
+        light = take_theme(self._plot, self._viewer)
         inks = {split: LIGHT[split] if light else style["colour"] for split, style in STYLES.items()}
         for split, style in STYLES.items():
             curve = self._curves[split]
@@ -109,3 +98,25 @@ class LossPlot(QWidget):
 
     def _set_log(self, on: bool) -> None:
         self._plot.setLogMode(y=on)
+
+
+def plot_widget(name: str) -> pg.PlotWidget:
+    """An empty plot without pyqtgraph's own menu and buttons; `name` is what a screen reader says."""
+    plot = pg.PlotWidget()
+    plot.setMinimumHeight(120)
+    plot.setMinimumWidth(60)
+    plot.setAccessibleName(name)
+    plot.setMenuEnabled(False)
+    plot.hideButtons()
+    return plot
+
+
+def take_theme(plot: pg.PlotWidget, viewer: Any) -> bool:
+    """Give a plot background and text colour of the viewer's theme; answers whether that is light."""
+    colours = _compat.theme_colours(viewer)
+    plot.setBackground(colours["background"])
+    for name in ("left", "bottom"):
+        axis = plot.getAxis(name)
+        axis.setPen(colours["text"])
+        axis.setTextPen(colours["text"])
+    return sum(int(colours["background"][i : i + 2], 16) for i in (1, 3, 5)) > 3 * 128

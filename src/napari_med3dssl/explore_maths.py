@@ -83,21 +83,38 @@ def pca_rgb(tokens: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None,
     chosen = np.ones(grid, bool) if mask is None or not mask.any() else mask
     flat = tokens[chosen].astype(np.float32)
     centred = flat - flat.mean(axis=0)
-    fitted = centred[:: max(1, len(centred) // FITTED)]
-    values, vectors = np.linalg.eigh((fitted.T @ fitted).astype(np.float64))
-    order = np.argsort(values)[::-1]
-    wanted = order[first : first + 3] if width >= first + 3 else order[:3]
-    basis = vectors[:, wanted].T
-    largest = np.abs(basis).argmax(axis=1)
-    basis *= np.sign(basis[np.arange(len(basis)), largest])[:, None]
-    projected = centred @ basis.T.astype(np.float32)
+    basis, explained = principal_axes(centred, first if width >= first + 3 else 0, 3)
+    projected = centred @ basis.T
     low, high = np.percentile(projected, [2, 98], axis=0)
     scaled = np.clip((projected - low) / np.maximum(high - low, 1e-12), 0, 1)
     rgb = np.zeros((*grid, 3), np.uint8)
     rgb[chosen, : len(basis)] = np.round(scaled * 255).astype(np.uint8)
+    return PcaMap(rgb, basis, explained)
+
+
+def pca_points(features: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+    """Places [N, 2] of `features` [N, E] along their two principal axes, and the share of the variance of each."""
+    rows = features.astype(np.float32)
+    centred = rows - rows.mean(axis=0)
+    basis, explained = principal_axes(centred, 0, 2)
+    places = np.zeros((len(rows), 2), np.float32)
+    places[:, : len(basis)] = centred @ basis.T
+    return places, np.resize(np.append(explained, 0.0), 2).astype(np.float32)
+
+
+def principal_axes(centred: Floats, first: int, count: int) -> tuple[Floats, Floats]:
+    """`count` principal axes of rows with mean 0 from number `first` on, [K, E], and the share of each of the variance.
+
+    The largest coefficient of each is positive.
+    """
+    fitted = centred[:: max(1, len(centred) // FITTED)]
+    values, vectors = np.linalg.eigh((fitted.T @ fitted).astype(np.float64))
+    wanted = np.argsort(values)[::-1][first : first + count]
+    basis = vectors[:, wanted].T
+    largest = np.abs(basis).argmax(axis=1)
+    basis *= np.sign(basis[np.arange(len(basis)), largest])[:, None]
     total = max(float(np.clip(values, 0, None).sum()), 1e-12)
-    explained = np.clip(values[wanted], 0, None) / total
-    return PcaMap(rgb, basis.astype(np.float32), explained.astype(np.float32))
+    return basis.astype(np.float32), (np.clip(values[wanted], 0, None) / total).astype(np.float32)
 
 
 def contrast_limits(values: npt.NDArray[Any], low: float = 2.0, high: float = 98.0) -> tuple[float, float]:

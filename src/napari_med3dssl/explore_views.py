@@ -12,6 +12,7 @@ from napari_med3dssl.explore_pick import PickMode, Seeds, Voxel, draw_seeds
 from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.explore_sections import ExploreSection, point_inside, view_point
 from napari_med3dssl.forms import Form
+from napari_med3dssl.weights_picker import WeightsPicker
 from training_backend.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 SETTLE_MS = 150
 """Milliseconds after the last change of an option until what is shown is drawn again."""
+OWN_TEACHER = "what it started from (its teacher)"
 BANNER = "Click: pick a voxel · Esc: leave"
 
 
@@ -60,6 +62,7 @@ class ViewSection(ExploreSection):
         self.where = combo("Other scan")
         self.where.setToolTip("Scan that the one above is compared with; open both.")
         self.where.currentIndexChanged.connect(self._on_options)
+        self.against = WeightsPicker(panel.state, "", "Compared with", OWN_TEACHER) if view.against else None
         self.show_button = button("Show", self.show_pictures, "Around the point where the view stands.")
         self.pick_button = button("Pick voxel", self._on_pick_button, "Click in the scan to choose; Esc leaves.")
         self.pick_button.setCheckable(True)
@@ -71,6 +74,9 @@ class ViewSection(ExploreSection):
         self.form.addRow(self.about)
         if view.other:
             self.form.addRow("Other scan", self.where)
+        if self.against is not None:
+            self.against.changed.connect(self._on_options)
+            self.form.addRow("Compared with", self.against)
         self.form.addRow(self.settings)
         self.form.addRow(button_row(first, self.stop_button, self.grid_button))
         self.form.addRow(self.text)
@@ -121,6 +127,8 @@ class ViewSection(ExploreSection):
                 self.panel.notice.say("info", "Open a second scan to compare with: drop another file on the viewer.")
                 return
             beside = {"other": self.other, "other_centre": point_inside(self.panel.viewer, self.other)}
+        if self.against is not None:
+            beside["against"] = self.against.source
         self.wanted = self.panel.busy
         if self.panel.busy:
             if self.drawing:

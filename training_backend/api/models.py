@@ -118,6 +118,7 @@ def view(
     centre: tuple[int, int, int] | None = None,
     other: Path | None = None,
     other_centre: tuple[int, int, int] | None = None,
+    against: str = "",
     device: str = "auto",
 ) -> Table:
     """Write what a model shows of a scan as volumes on the scan; without a scan, list what it can show.
@@ -132,6 +133,7 @@ def view(
         centre: Voxel (z, y, x) of the scan around which a model of crops looks; its middle when empty.
         other: Second scan, for views that compare two.
         other_centre: Voxel (z, y, x) of the second scan around which a model of crops looks; its middle when empty.
+        against: Second model, for views that compare two; the teacher beside the first when empty.
         device: auto, cpu, cuda or cuda:N.
     """
     from training_backend.evaluate.view import draw_file, views_of
@@ -143,13 +145,14 @@ def view(
         for found in views_of(load_model(run)):
             settings = [key for key in found.options.model_fields if key != "point"]
             wants = {"--point": found.point, "--other": found.other, "a teacher": found.teacher}
+            wants["--against, or a teacher"] = found.against
             needs = ", ".join(name for name, wanted in wants.items() if wanted)
             table.add(found.name, needs or "-", ", ".join(settings) or "-", found.tip)
         return table
     if input is None or output is None or not name:
         raise ConfigError("A view needs --input SCAN, --name NAME and --output DIR.", "Leave all out for a list.")
-    places: dict[str, Any] = {"point": point, "centre": centre, "other_centre": other_centre}
-    written, text = draw_file(run, input, output, name, changes(set), other=other, device=device, **places)
+    beside: dict[str, Any] = {"point": point, "centre": centre, "other_centre": other_centre, "against": against}
+    written, text = draw_file(run, input, output, name, changes(set), other=other, device=device, **beside)
     table = Table(("what", "value"))
     for path in written:
         table.add("written", path)

@@ -110,6 +110,7 @@ def draw(
     point: Sequence[float] | None = None,
     other: Prepared | None = None,
     other_centre: Sequence[float] | None = None,
+    against: LoadedModel | None = None,
 ) -> Drawing:
     """Begin to draw one view of a model; nothing is computed before the first frame is asked for.
 
@@ -123,6 +124,7 @@ def draw(
             `centre` that does not hold it is moved to it.
         other: a second scan, prepared alike, for views that compare two.
         other_centre: voxel on the second scan's own grid around which the model looks there.
+        against: another model, for views that compare two; the teacher beside the model when None.
 
     Raises:
         ConfigError: no such view, wrong options, or no second scan for a view that compares two.
@@ -153,6 +155,8 @@ def draw(
         beside["other"] = second
     if view.teacher:
         beside["teacher"] = loaded.teacher
+    if view.against:
+        beside["against"] = loaded.teacher if against is None else _same_channels(against, loaded)
     return Drawing(_frames(loaded, view, cut, settings, beside), cut, second)
 
 
@@ -198,6 +202,7 @@ def draw_file(
     centre: Sequence[float] | None = None,
     other: Path | None = None,
     other_centre: Sequence[float] | None = None,
+    against: str = "",
     device: str = "auto",
 ) -> tuple[list[Path], str]:
     """Write the pictures of the last frame of a view as volumes into a folder; answers the files and the sentence.
@@ -212,6 +217,7 @@ def draw_file(
         centre: voxel around which a model of crops looks.
         other: second scan, for views that compare two.
         other_centre: voxel around which a model of crops looks there.
+        against: model that the first is compared with, named as `source` is.
         device: auto, cpu, cuda or cuda:N.
     """
     from training_backend.data.prepare import prepare
@@ -223,10 +229,13 @@ def draw_file(
     view = find_view(loaded, name)
     if other is not None and not view.other:
         raise ConfigError(f"{view.title} looks at one scan.", "Leave --other out.")
+    if against and not view.against:
+        raise ConfigError(f"{view.title} looks at one model.", "Leave --against out.")
+    compared = load_model(against, str(chosen_device(device))) if against else None
     first = prepare(read_volumes(input), loaded.profile)
     second = None if other is None else prepare(read_volumes(other), loaded.profile)
     places: dict[str, Any] = {"centre": centre, "point": point, "other_centre": other_centre}
-    drawing = draw(loaded, first, name, options, other=second, **places)
+    drawing = draw(loaded, first, name, options, other=second, against=compared, **places)
     frame = Frame(())
     for frame in drawing.frames:  # noqa: B007  the last one is kept
         pass
@@ -284,6 +293,17 @@ def _frames(
         if frame is None:
             return
         yield frame
+
+
+def _same_channels(against: LoadedModel, loaded: LoadedModel) -> Any:
+    """Encoder of the other model, if it can look at the views of this one."""
+    theirs, mine = against.encoder.in_channels, loaded.encoder.in_channels
+    if theirs != mine:
+        raise ConfigError(
+            f"The models look at {mine} and {theirs} contrasts, so they cannot see the same view.",
+            "Choose models of one kind of scan.",
+        )
+    return against.encoder
 
 
 def _voxel_in(cut: Cut, point: Sequence[float]) -> Shape | None:
