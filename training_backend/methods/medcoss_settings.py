@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -97,8 +98,8 @@ def network_settings(run: RunConfig) -> MedcossSettings:
     ):
         if total % parts:
             raise ConfigError(f"method.{name} is {parts}, which does not divide the width {total}.")
-    channels = run.channels(config.in_channels)
-    if config.kind == "2d" and channels not in (1, 3):
+    channels, kind = run.channels(config.in_channels), reads(run)
+    if kind == "2d" and channels not in (1, 3):
         raise ConfigError(
             f"2-D images of {channels} channels cannot be read; they are grey or have three colours.",
             "Set method.in_channels to 1 or 3, or name fewer contrasts.",
@@ -111,7 +112,7 @@ def network_settings(run: RunConfig) -> MedcossSettings:
         size_2d=trained_size(run, "2d"),
         size_3d=sizes_turned(trained_size(run, "3d"), config.axes),
         patch_3d=sizes_turned(config.patch_3d, config.axes),
-        channels_3d=channels if config.kind == "3d" else 1,
+        channels_3d=channels if kind == "3d" else 1,
         decoder_width=config.decoder_embed_dim,
         **{name: getattr(config, name) for name in _SAME},
     )
@@ -123,7 +124,9 @@ def build(run: RunConfig) -> MedcossNetwork:
 
     config = method_config(run)
     grey = run.channels(config.in_channels) == 1
-    return MedcossNetwork(network_settings(run), config.kind, config.encodes, config.decodes, grey=grey)
+    network = MedcossNetwork(network_settings(run), config.kind, config.encodes, config.decodes, grey=grey)
+    network.shown = shown_channels(run)  # type: ignore[assignment]
+    return network
 
 
 def build_encoder(run: RunConfig) -> MedcossEncoder:
@@ -131,19 +134,47 @@ def build_encoder(run: RunConfig) -> MedcossEncoder:
     from training_backend.nn.medcoss import MedcossEncoder
 
     config = method_config(run)
-    kinds = {config.kind} if run.task is not None else {config.kind, *config.encodes}
+    kinds = {reads(run), *(() if run.task is not None else config.encodes)}
     class_token = run.task is None or run.task.name != "segmentation"
     grey = run.channels(config.in_channels) == 1
-    return MedcossEncoder(network_settings(run), kinds, class_token=class_token, grey=grey)
+    encoder = MedcossEncoder(network_settings(run), kinds, class_token=class_token, grey=grey)
+    encoder.shown = shown_channels(run)  # type: ignore[assignment]
+    return encoder
+
+
+def shown_channels(run: RunConfig) -> Triple | None:
+    """Channels of a view that are red, green and blue; None for views that are no colour images."""
+    config, contrasts = method_config(run), run.data.contrasts
+    if reads(run) != "2d" or run.channels(config.in_channels) != 3:
+        return None
+    if set(contrasts) != {"red", "green", "blue"}:
+        return (0, 1, 2)
+    return (contrasts.index("red"), contrasts.index("green"), contrasts.index("blue"))
+
+
+def reads(run: RunConfig) -> Kind:
+    """Kind that a run learns from; that of a task follows from its views, whatever the encoder learnt last."""
+    if run.task is None:
+        return method_config(run).kind
+    if run.data.view == "text":
+        return "text"
+    return "2d" if run.data.size[0] == 1 else "3d"
 
 
 def trained_size(run: RunConfig, kind: Kind) -> Triple:
-    """Voxels (z, y, x) that the positions of a kind are made for: as set, else of the run's views, else published."""
-    config = method_config(run)
-    given = config.size_2d if kind == "2d" else config.size_3d
+    """Voxels (z, y, x) that the positions of a kind are made for: as set, else of the run's views, else published.
+
+    A task has positions for its own views, as far as the table has rows for them, so that these can learn.
+    """
+    config, size = method_config(run), run.data.size
+    given, patch = (config.size_2d, config.patch_2d) if kind == "2d" else (config.size_3d, config.patch_3d)
+    if run.task is not None and reads(run) == kind:
+        patches = prod(n // p for n, p in zip(size, patch, strict=True))
+        if patches <= (config.rows_2d if kind == "2d" else config.rows_3d):
+            return size
     if given is not None:
         return given
-    return run.data.size if config.kind == kind else PUBLISHED_SIZES.get(kind, run.data.size)
+    return size if reads(run) == kind else PUBLISHED_SIZES.get(kind, size)
 
 
 def method_config(run: RunConfig) -> MedcossNetworkConfig:

@@ -90,6 +90,8 @@ class Family:
             configuration; None where the authors' files cannot be read.
         fit: a tensor as a network needs it, or None where that makes no sense; called also when shapes agree.
             Arguments: name, tensor, wanted shape, configuration of the file, configuration of the network.
+        asked: of the names of a network's encoder, those that count for the share that a file must have. Arguments:
+            names, tensors of the file, configuration of the network.
         conflict: why weights of one configuration mean nothing in another although shapes agree, or "".
         authored: key of the file and tensors under it as the authors write them, from tensors by canonical name, their
             kind and configuration, or None for a head that the authors do not have; none at all where their names are
@@ -102,6 +104,7 @@ class Family:
     canonical: Callable[[str], str] = plain_name
     describe: Callable[[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Any]], Described] | None = None
     fit: Callable[[str, Tensor, tuple[int, ...], RunConfig, RunConfig], Tensor | None] = same_shape
+    asked: Callable[[set[str], Mapping[str, Any], RunConfig], set[str]] = lambda names, tensors, config: names
     conflict: Callable[[RunConfig, RunConfig], str] = lambda old, new: ""
     authored: Callable[[Mapping[str, Tensor], str, RunConfig], tuple[str, dict[str, Tensor]] | None] | None = None
 

@@ -72,7 +72,8 @@ def transfer(module: nn.Module, source: Source, config: RunConfig, *, encoder_on
         fates["matched"].append(published)
         if fitted is not given:
             fates["resized"].append(shapes)
-    report = _report(source, fates, encoder & {source.family.canonical(name) for name in own})
+    wanted = source.family.asked(encoder, source.tensors, config)
+    report = _report(source, fates, wanted & {source.family.canonical(name) for name in own})
     report.checked(source.family.essential, _reason(source.config, config))
     module.load_state_dict(taken, strict=False)
     return report
