@@ -6,6 +6,7 @@ often each is drawn, so all bootstrap samples are computed at once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,9 @@ def classification_report(
     Returns:
         AUC (macro over labels or one-versus-rest), average precision, accuracy, balanced accuracy, F1 (macro),
         sensitivity and specificity at 0.5 (binary, multilabel: macro), Brier score, and "score" for model selection:
-        the AUC, or the balanced accuracy where only one class is present.
+        the AUC, or the balanced accuracy where only one class is present. Multiclass also has the F1 of each class as
+        ``f1_NAME`` and ``auc_pairs``, the AUC of one class against another as a mean over all ordered pairs, where
+        every class is present ("ovo" with macro average).
     """
     scores = np.asarray(probabilities, float).reshape(len(np.asarray(target)), -1)
     truth = _indicators(np.asarray(target, float), scores.shape[1], kind)
@@ -253,13 +256,25 @@ def _multiclass(scores: Floats, truth: Floats, names: Sequence[str]) -> Metrics:
             f1 = np.where(present + called > 1e-12, 2 * hit / (present + called), np.nan)
         return {
             **_areas(scores, truth, weights, names),
+            "auc_pairs": _pairs(scores, truth, weights),
             "accuracy": hit.sum(axis=1),
             "balanced_accuracy": _mean(recall),
             "f1": _mean(f1),
+            **{f"f1_{name}": column for name, column in zip(names, f1.T, strict=True)},
             "brier": (share @ ((scores - truth) ** 2).sum(axis=1, keepdims=True))[:, 0],
         }
 
     return metrics
+
+
+def _pairs(scores: Floats, truth: Floats, weights: Floats) -> Floats:
+    """AUC [R] of each class against each other one, among the cases of these two, as a mean; NaN if one is missing."""
+    areas = []
+    for one, other in itertools.permutations(range(scores.shape[1]), 2):
+        among = (truth[:, one] > 0.5) | (truth[:, other] > 0.5)
+        areas.append(weighted_auc(scores[among, one], truth[among, one], weights[:, among]))
+    mean: Floats = np.stack(areas, axis=1).mean(axis=1)
+    return mean
 
 
 def _areas(scores: Floats, truth: Floats, weights: Floats, names: Sequence[str]) -> dict[str, Floats]:

@@ -127,7 +127,8 @@ def predict_csv(
 
     Args:
         source: run directory, weights file, or a model already loaded.
-        input_csv: has a column of paths; all its columns are kept.
+        input_csv: has a column of paths, or for models of texts one called Text, Sentence or Report; all its columns
+            are kept.
         output_csv: the same rows with probabilities (sigmoid or softmax) or values, as ``[0.73]``.
         as_published: see `read_published`; else the model's own pre-processing.
         path_column: column with the paths.
@@ -136,8 +137,12 @@ def predict_csv(
     """
     from training_backend.config.registry import task
 
-    rows, paths = read_table([input_csv], path_column)
     model = _loaded(source, device)
+    if model.config.task is not None and task(model.config.task.name).predict_texts is not None:
+        from training_backend.evaluate.texts import predict_table
+
+        return predict_table(model, Path(input_csv), Path(output_csv), progress)
+    rows, paths = read_table([input_csv], path_column)
     if model.config.task is None or task(model.config.task.name).needs != "target":
         raise ConfigError(
             "These weights predict no class or value of a whole volume.", "Choose a classification or regression model."
@@ -150,8 +155,8 @@ def predict_csv(
 
     results, refused = _over(paths, _reader(model, as_published, False), function, model, progress)
     for row, result in zip(rows, results, strict=True):
-        row["Predictions"] = "" if result is None else _json(result)
-    _write_csv(Path(output_csv), rows)
+        row["Predictions"] = "" if result is None else vector_json(result)
+    write_csv(Path(output_csv), rows)
     return TableReport(Path(output_csv), len(rows), refused)
 
 
@@ -182,19 +187,23 @@ def read_table(inputs: Sequence[Path], path_column: str = "Path") -> tuple[list[
     if len(inputs) != 1 or Path(inputs[0]).suffix.lower() != ".csv":
         return [{path_column: str(path)} for path in inputs], [Path(path) for path in inputs]
     table = Path(inputs[0])
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-            columns = list(reader.fieldnames or ())
-    except OSError as error:
-        raise DataError(f"The table {table} cannot be read: {error.strerror}.") from error
+    rows, columns = read_rows(table)
     if path_column not in columns:
         raise DataError(
             f"The table {table.name} has no column {path_column!r}; it has {', '.join(columns) or 'none'}.",
             "Name the column that holds the paths.",
         )
     return rows, [_resolved(Path(row[path_column]), table.parent) for row in rows]
+
+
+def read_rows(table: Path) -> tuple[list[Row], list[str]]:
+    """Rows and columns of a CSV."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            return list(reader), list(reader.fieldnames or ())
+    except OSError as error:
+        raise DataError(f"The table {table} cannot be read: {error.strerror}.") from error
 
 
 def _resolved(path: Path, folder: Path) -> Path:
@@ -265,7 +274,7 @@ def _over(
 def _write(output: Path, rows: list[Row], columns: Mapping[str, list[Floats | None]], flatten: bool) -> None:
     """Write columns of vectors beside `rows`, in the format that the name of `output` asks for."""
     writers: dict[str, Callable[[], None]] = {
-        ".csv": lambda: _write_csv(output, _table(rows, columns, flatten, _json)),
+        ".csv": lambda: write_csv(output, _table(rows, columns, flatten, vector_json)),
         ".parquet": lambda: _write_parquet(output, _table(rows, columns, flatten, np.ndarray.tolist)),
         ".npy": lambda: _write_arrays(output, columns),
         ".npz": lambda: _write_arrays(output, columns),
@@ -296,7 +305,8 @@ def _table(
     return table
 
 
-def _write_csv(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows under the columns of the first."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -330,5 +340,6 @@ def _write_arrays(output: Path, columns: Mapping[str, list[Floats | None]]) -> N
             np.savez_compressed(stream, **arrays)
 
 
-def _json(vector: Floats) -> str:
+def vector_json(vector: Floats) -> str:
+    """Numbers as a JSON list."""
     return json.dumps([float(number) for number in vector])

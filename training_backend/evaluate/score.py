@@ -151,8 +151,13 @@ def _predict(
     from training_backend.config.registry import task as find_task
     from training_backend.data.prepare import stored_input
 
-    prepared = stored_input(dataset, case, model.profile)
     task = find_task(model.config.task.name if model.config.task else "")
+    if task.predict_texts is not None:
+        values: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = (
+            task.predict_texts(model.module, model.config, [case.report])[0].float().cpu().numpy()
+        )
+        return values
+    prepared = stored_input(dataset, case, model.profile)
     with torch.inference_mode():
         output = task.predict(model.module, model.config, torch.from_numpy(prepared.array)[None], None)
     result = output.float().cpu().numpy()

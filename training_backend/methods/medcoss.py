@@ -9,8 +9,9 @@ from training_backend.config import RunConfig
 from training_backend.errors import ConfigError
 from training_backend.methods.base import Batch, Card, Method, PreviewArray, Snapshot, StepOutput
 from training_backend.methods.medcoss_settings import build as build_network
-from training_backend.methods.medcoss_settings import build_encoder, network_settings
+from training_backend.methods.medcoss_settings import build_encoder, network_settings, reads
 from training_backend.methods.medcoss_stage import PRESETS, MedcossConfig, implied
+from training_backend.methods.medcoss_views import VIEWS as SHOWN
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from training_backend.data.rehearsal import Buffer
     from training_backend.data.streams import Stream
+    from training_backend.nn.medcoss_words import Words
 
 TOKENIZER = "tokenizer.json"
 """File beside a buffer of reports."""
@@ -33,12 +35,17 @@ def build(run: RunConfig) -> nn.Module:
     network.starts_whole = config.decoder == "carried"  # type: ignore[assignment]
     network.teacher_mode = config.rehearsal.teacher_mode  # type: ignore[assignment]
     network.mix = config.rehearsal.mix  # type: ignore[assignment]
-    network.words = None  # type: ignore[assignment]
-    if "text" in network.encodes and (backend := _tokenizer(run, config)) is not None:
-        from training_backend.nn.medcoss_words import Words
-
-        network.words = Words(backend, config.text.longest, config.vocabulary, config.text.masked)  # type: ignore[assignment]
+    network.words = words_of(run) if "text" in network.encodes else None  # type: ignore[assignment]
     return network
+
+
+def words_of(run: RunConfig) -> Words | None:
+    """The words that reports of a run are made of: of its card, its source, or its reports; None without any."""
+    from training_backend.nn.medcoss_words import Words
+
+    config = _config(run)
+    backend = _tokenizer(run, config)
+    return None if backend is None else Words(backend, config.text.longest, config.vocabulary, config.text.masked)
 
 
 def streams(run: RunConfig) -> dict[str, Stream]:
@@ -128,7 +135,7 @@ def _tokenizer(run: RunConfig, config: MedcossConfig) -> Any:
         for path in (folder / TOKENIZER, folder / "buffer" / TOKENIZER):
             if path.is_file():
                 return Tokenizer.from_file(str(path))
-    if config.kind != "text" or run.task is not None:
+    if reads(run) != "text":
         return None
     from training_backend.data.choice import choose_cases
     from training_backend.data.dataset import Dataset
@@ -224,5 +231,6 @@ METHOD = Method(
     family="medcoss",
     streams=streams,
     snapshot=snapshot,
+    views=SHOWN,
     contained=contained,
 )

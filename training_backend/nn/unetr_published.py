@@ -51,8 +51,9 @@ class PublishedUnetr(nn.Module):
         if freeze:
             self.encoder.requires_grad_(False)
         self.taps = tuple(min(encoder.depth * quarter // 4, encoder.depth - 1) for quarter in (1, 2, 3))
-        self.axes: Axes = getattr(getattr(encoder, "layout", None), "axes", "zyx")
         self.planar: bool = getattr(encoder, "planar", False)
+        frame = getattr(encoder, "layout", getattr(encoder, "settings", None))
+        self.axes: Axes = "zyx" if self.planar else getattr(frame, "axes", "zyx")
         self.colours: int = getattr(encoder, "colours", encoder.in_channels)
         dims = 2 if self.planar else 3
         coarse, _, _, fine = kernels = [kernel[-dims:] for kernel in _kernels(encoder.patch_size, self.axes)]

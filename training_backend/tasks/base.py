@@ -70,6 +70,7 @@ class Task:
         truth: what `evaluate` compares a case's prediction with, where that is not the target of the case.
         told: what a prediction [K] says to a reader; None names the values.
         contained: the run's settings with all that the network was built from besides, so that its weights are enough.
+        predict_texts: probabilities or values [B, K] of texts, for tasks that look at no scan; None for all others.
     """
 
     name: str
@@ -86,3 +87,4 @@ class Task:
     truth: Callable[[nn.Module, RunConfig, CaseRecord], npt.NDArray[Any]] | None = None
     told: Callable[[RunConfig, npt.NDArray[Any]], Told] | None = None
     contained: Callable[[nn.Module, RunConfig], RunConfig] | None = None
+    predict_texts: Callable[[nn.Module, RunConfig, Sequence[str]], Tensor] | None = None

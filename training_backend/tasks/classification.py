@@ -30,14 +30,16 @@ class ClassificationConfig(TaskConfig):
     """Outputs: 1 for binary, the number of labels for multilabel, of classes for multiclass."""
     class_names: tuple[str, ...] = ()
     """Names of the outputs; empty numbers them."""
-    pooling: Literal["global", "class", "tokens", "decoder"] = "global"
+    pooling: Literal["global", "class", "tokens", "patches", "decoder"] = "global"
     """global: class token and mean of all patches. class: class token after the encoder's final norm. tokens: the mean
-    of what a linear layer without bias says of every patch, which gives a map of evidence for each class. decoder: the
+    of what a linear layer without bias says of every patch, which gives a map of evidence for each class. patches: the
+    normed mean of all patches without the class token, as MedCoSS's authors classify. decoder: the
     mean of the map that SwinUNETR's decoder makes, as VoCo's authors classify CC-CCII; for encoders with a pyramid."""
     repeat_depth: bool = Field(False, json_schema_extra=ui(advanced=True))
     """With pooling over a decoder: put each volume behind itself along z, as published for scans of few slices."""
     hidden: tuple[int, ...] = Field((), json_schema_extra=ui(advanced=True))
-    """Widths of hidden layers of the head; empty is a linear head."""
+    """Widths of hidden layers of the head; empty is a linear head. They end in a batch norm, with patches in a layer
+    norm."""
     freeze_encoder: bool = False
     """Train the head alone (linear probe)."""
     class_weights: tuple[float, ...] = Field((), json_schema_extra=ui(advanced=True))
@@ -48,6 +50,8 @@ class ClassificationConfig(TaskConfig):
     """Label smoothing."""
     mixup: float = Field(0.0, ge=0, json_schema_extra=ui(advanced=True))
     """Blend pairs of volumes and their labels with a share drawn from Beta(mixup, mixup); 0 is off."""
+    choose: Literal["auc", "sum"] = Field("auc", json_schema_extra=ui(advanced=True))
+    """What the best model has most of: AUC, or the sum of AUC (multiclass: of pairs of classes), accuracy and F1."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassificationConfig:
@@ -245,7 +249,10 @@ def predict(network: nn.Module, run: RunConfig, volume: Tensor, progress: Progre
 
 
 def evaluate(run: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
-    """Metrics with 95 % bootstrap intervals; "score" is the AUC, or the balanced accuracy while there is none."""
+    """Metrics with 95 % bootstrap intervals; "score" is what the task chooses by.
+
+    Of AUC it is the balanced accuracy while there is none.
+    """
     import numpy as np
 
     from training_backend.evaluate.classification_metrics import classification_report
@@ -253,7 +260,10 @@ def evaluate(run: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
     config = _config(run)
     probabilities = np.stack([np.asarray(result.prediction, float).ravel() for result in results])
     truth = np.stack([np.asarray(result.truth, float).ravel() for result in results])
-    return classification_report(probabilities, truth, config.kind, names=config.class_names)
+    report = classification_report(probabilities, truth, config.kind, names=config.class_names)
+    if config.choose == "sum":
+        report["score"] = report.get("auc_pairs", report.get("auc", 0.0)) + report["accuracy"] + report.get("f1", 0.0)
+    return report
 
 
 def layer_id(network: nn.Module, parameter: str) -> int:
