@@ -111,9 +111,9 @@ class Matrices(QWidget):
         """Draw exactly these pictures of role "matrix"."""
         if [picture["name"] for picture in pictures] != list(self.pictures):
             while (item := self._column.takeAt(0)) is not None:
-                if item.widget() is not None:
-                    item.widget().setParent(None)
-                    item.widget().deleteLater()
+                if (widget := item.widget()) is not None:  # which the item forgets with its parent
+                    widget.setParent(None)
+                    widget.deleteLater()
             self.pictures = {}
             for picture in pictures:
                 self._add(picture)

@@ -14,7 +14,7 @@ from napari_med3dssl import _compat
 from napari_med3dssl._layers import add, geometry_of, volume_layer
 from napari_med3dssl.explore import ExplorePanel
 from napari_med3dssl.explore_maths import token_at
-from napari_med3dssl.explore_matrix import MARGIN, SQUARE, MatrixPicture
+from napari_med3dssl.explore_matrix import MARGIN, SQUARE, Matrices, MatrixPicture
 from tests.plugin.explore_kit import click, finish
 from training_backend.config.presets import pretrain_config
 from training_backend.config.registry import method
@@ -60,7 +60,8 @@ def shown(panel: ExplorePanel, name: str) -> Any:
 
 
 def test_positions_matrices_and_the_map_of_positions(ready: ExplorePanel, qtbot: Any) -> None:
-    assert [one.view.name for one in ready.views] == ["positions", "position-map", "likeness", "organs", "scales"]
+    names = ["positions", "position-map", "likeness", "organs", "scales", "likeness-across", "teacher"]
+    assert [one.view.name for one in ready.views] == names
     view = shown(ready, "positions")
     view.show_button.click()
     finish(ready, qtbot)
@@ -93,6 +94,104 @@ def test_positions_matrices_and_the_map_of_positions(ready: ExplorePanel, qtbot:
     assert "of 4 places of the crop" in other.text.text()
 
 
+def test_arrows_lie_over_the_predicted_cells_in_every_slice(ready: ExplorePanel, qtbot: Any) -> None:
+    view = shown(ready, "position-map")
+    view.settings.editor("steps").box.setCurrentText("1")
+    view.show_button.click()
+    finish(ready, qtbot)
+    arrows = ready.viewer.layers["to the centroid · position-map"]
+    assert (type(arrows).__name__, arrows.vector_style) == ("Vectors", "arrow")
+    cells = ready.viewer.layers["predicted cell · position-map"]
+    assert [one for one in ready.viewer.layers if one.visible and "position-map" in one.name] == [cells, arrows]
+    assert len(arrows.data) == np.count_nonzero(cells.data) > 0
+    begins = [arrows.data_to_world(one)[1:] for one in arrows.data[:, 0]]
+    centres = [cells.data_to_world(place)[1:] for place in np.argwhere(cells.data)]
+    np.testing.assert_allclose(sorted(map(tuple, begins)), sorted(map(tuple, centres)), atol=1e-3)
+    np.testing.assert_allclose(arrows.features["length (mm)"], np.linalg.norm(arrows.data[:, 1] * arrows.scale, axis=1))
+    for share in (0.1, 0.9):  # a slab is one element deep
+        ready.viewer.dims.set_point(0, arrows.extent.world[0, 0] + share * np.ptp(arrows.extent.world[:, 0]))
+        assert len(arrows._view_data) == len(arrows.data)
+    kept = arrows
+    view.settings.editor("steps").box.setCurrentText("2")
+    qtbot.waitUntil(lambda: len(ready.viewer.layers["predicted cell · position-map"].data[0]) == 3, timeout=60_000)
+    finish(ready, qtbot)
+    assert ready.viewer.layers["to the centroid · position-map"] is kept  # more arrows in the same layer
+    assert len(kept.features) == len(kept.data) > 4
+    view.grid_button.click()
+    assert _compat.grid(ready.viewer).enabled
+    view.grid_button.click()
+    assert not _compat.grid(ready.viewer).enabled
+    assert kept.visible
+
+
+def test_base_crops_of_two_open_scans_are_compared(ready: ExplorePanel, qtbot: Any) -> None:
+    view = shown(ready, "likeness-across")
+    assert [view.where.itemText(k) for k in range(view.where.count())] == ["second"]
+    view.show_button.click()
+    finish(ready, qtbot)
+    assert list(view.matrices.pictures) == [
+        "this scan and other scan",
+        "this scan and itself",
+        "other scan and itself",
+    ]
+    assert view.matrices.pictures["this scan and other scan"].values.shape == (4, 4)
+    first, second = (ready.viewer.layers[f"{name} · likeness-across"] for name in ("cells", "cells of the other scan"))
+    assert not geometry_of(first).same_grid(geometry_of(second))
+    before = view.matrices.pictures["this scan and other scan"].values.copy()
+    add(ready.viewer, volume_layer(thorax_ct(9, (48, 60, 56)).volume, name="third"))
+    assert view.other.name == "second"
+    view.where.setCurrentText("third")  # draws again by itself
+    qtbot.waitUntil(lambda: not np.allclose(view.matrices.pictures["this scan and other scan"].values, before))
+    finish(ready, qtbot)
+    ready.scan_box.setCurrentText("third")
+    assert [view.where.itemText(k) for k in range(view.where.count())] == ["first", "second"]
+    for name in ("first", "second"):
+        ready.viewer.layers.remove(name)
+    finish(ready, qtbot)
+    view.show_button.click()
+    assert not ready.busy
+    assert "Open a second scan to compare with" in ready.notice.text
+
+
+def test_a_model_without_a_teacher_says_so(ready: ExplorePanel, qtbot: Any) -> None:
+    view = shown(ready, "teacher")
+    view.show_button.click()
+    finish(ready, qtbot)
+    assert "no teacher that labelled for it" in ready.notice.text
+    assert "omni and semi" in ready.notice.text
+
+
+def test_features_of_a_chosen_scale(ready: ExplorePanel, qtbot: Any) -> None:
+    box = ready.scale_box
+    names = [box.itemText(k) for k in range(box.count())]
+    assert (names[:3], names[-1]) == (["tokens", "map 1: every voxel", "map 2: 2 voxels"], "map 6: 32 voxels")
+    ready.compute_button.click()
+    finish(ready, qtbot)
+    coarse = ready.features
+    box.setCurrentIndex(4)
+    assert ready.features is None
+    ready.compute_button.click()
+    finish(ready, qtbot)
+    assert ready.features.tokens.shape[3] == 12
+    assert "places of 12 numbers" in ready.notice.text
+    ratio = np.array(coarse.geometry.spacing_mm) / ready.features.geometry.spacing_mm
+    np.testing.assert_allclose(ratio, 2)
+    ready.embedding.fold(False)
+    ready.embedding.show_button.click()
+    qtbot.waitUntil(lambda: "of the variance" in ready.embedding.explained.text())
+    shown_map = ready.viewer.layers["embedding"]
+    assert shown_map.data.shape[:3] == ready.features.tokens.shape[:3]
+    section = ready.similarity
+    section.pick_button.click()
+    click(ready, (20, 30, 20))
+    section.where.setCurrentIndex(1)  # the other scan is computed at the same scale
+    finish(ready, qtbot)
+    assert section.looked_in.tokens.shape[3] == 12
+    ready.state.model = ""
+    assert not box.isVisibleTo(ready)
+    assert ready.level == 0
+
+
 def test_a_matrix_alone_is_shown_in_the_panel_only(ready: ExplorePanel, qtbot: Any) -> None:
     view = shown(ready, "likeness")
     view.show_button.click()
@@ -113,6 +212,17 @@ def test_the_darkest_and_the_brightest_square() -> None:
     dark, bright = made._colours[0].astype(int).sum(axis=1)
     assert dark < bright
     assert made.value_at(0, 0) == ""
+
+
+def test_other_matrices_replace_those_before_them(qtbot: Any) -> None:
+    made = Matrices()
+    qtbot.addWidget(made)
+    values = {"array": np.eye(2), "limits": [0.0, 1.0], "sides": ["row", "column"]}
+    for names in (["a", "b"], ["c"], [], ["a"]):
+        made.show_all([{**values, "name": name} for name in names])
+        assert list(made.pictures) == names
+        assert made.isVisibleTo(made.parentWidget()) == bool(names)
+        qtbot.wait(1)
 
 
 def test_a_place_picked_in_one_scan_is_looked_for_in_another(ready: ExplorePanel, qtbot: Any) -> None:
