@@ -201,9 +201,9 @@ class ViewSection(ExploreSection):
         A drawing that was asked for comes to the front; one that only follows a slider leaves the view as it is.
         """
         pictures = [one for one in values["pictures"] if one["role"] != "matrix"]
-        self.matrices.show_all([one for one in values["pictures"] if one["role"] == "matrix"])
-        if not values["pictures"]:
+        if not values["pictures"]:  # on its way, with nothing to see yet
             return
+        self.matrices.show_all([one for one in values["pictures"] if one["role"] == "matrix"])
         follow = self._follow
         new = all(self._maps[picture["name"]] is None for picture in pictures)
         facts = {"derived": True}
