@@ -34,6 +34,7 @@ def data_ingest(
     crop_body: bool = True,
     align: bool = False,
     label_values: dict[int, int] | None = None,
+    clean_reports: bool = False,
     splits: tuple[float, float, float] = (0.8, 0.2, 0.0),
     seed: int = 0,
     workers: int | None = None,
@@ -48,6 +49,7 @@ def data_ingest(
         crop_body: Store only the box around the body.
         align: Turn and shift further contrasts of a case to fit its first one, for headers that do not agree.
         label_values: Class that a value of the label maps stands for, in pairs: 205 1 420 2. Others stay what they are.
+        clean_reports: Reduce reports to lower-case words without punctuation, as MedCoSS's text stage reads them.
         splits: Shares of subjects in train, val, test where the source gives none.
         seed: Of the split.
         workers: Reading processes; chosen from the processors when empty.
@@ -60,6 +62,7 @@ def data_ingest(
         crop_body=crop_body,
         align=align,
         label_values=label_values or {},
+        clean_reports=clean_reports,
         splits=splits,
         seed=seed,
         workers=workers,
@@ -90,7 +93,9 @@ def data_split(folder: Path, folds: int = 5, fold: int = 0, seed: int = 0) -> Ta
 
 
 def data_prepare(
-    recipe: Literal["tangerine", "nodulemnist3d", "ricord"],
+    recipe: Literal[
+        "tangerine", "nodulemnist3d", "ricord", "deeplesion", "adni", "tcga", "mimic-cxr", "mimic-cxr-reports"
+    ],
     paths: tuple[Path, ...],
     output: Path,
     size: int | None = None,
@@ -104,18 +109,24 @@ def data_prepare(
     Args:
         recipe: tangerine: whole CT on a cube of `size` voxels (256), [-1200, 800] HU to [0, 1], .npz files and their
             list, for the authors' own tools. nodulemnist3d: a dataset of the MedMNIST file, official splits kept.
-            ricord: a dataset of DICOM folders with a table of labels, in Hounsfield units.
-        paths: CT files or DICOM folders; the one .npz file; the one folder that the table's paths are relative to.
+            ricord: a dataset of DICOM folders with a table of labels, in Hounsfield units. deeplesion, adni: slabs of
+            16 x 192 x 192 voxels for the CT and MR stages of MedCoSS. tcga, mimic-cxr: pictures of tissue and
+            radiographs of 224 x 224 pixels for its 2-D stages. mimic-cxr-reports: cleaned reports for its text stage.
+        paths: CT files or DICOM folders; the one .npz file; the one folder that the table's paths are relative to; the
+            one folder of the data set; for mimic-cxr-reports the table master.csv.
         output: Folder to write into.
-        size: Voxels per axis (tangerine, and nodulemnist3d with `truncate`, where it is 128).
+        size: Voxels per axis (tangerine, and nodulemnist3d with `truncate`, where it is 128); pixels per side (tcga,
+            mimic-cxr, 224).
         keep_aspect: tangerine: pad with air in place of stretching each axis.
-        labels: ricord: CSV with the columns Path, Label and, if known, Subject and Split.
+        labels: ricord: CSV with the columns Path, Label and, if known, Subject and Split. deeplesion: DL_info.csv where
+            it is not in the folder. mimic-cxr: the table of its official split, which is drawn otherwise.
         truncate: nodulemnist3d: store interpolated cubes of whole grey levels, as published.
         raw_window: ricord: window stored values 0 to 1400 in place of Hounsfield units, as published.
     """
     if recipe != "tangerine":
         if len(paths) != 1:
-            what = "the .npz file" if recipe == "nodulemnist3d" else "the folder of the scans"
+            files = {"nodulemnist3d": "the .npz file", "mimic-cxr-reports": "the table of reports"}
+            what = files.get(recipe, "the folder of the scans")
             raise ConfigError(f"{recipe} is made from one path, {what}; {len(paths)} were given.")
         if recipe == "nodulemnist3d":
             from training_backend.data.prepare_nodules import prepare_nodules
@@ -123,6 +134,8 @@ def data_prepare(
             return prepare_nodules(
                 paths[0], output, size=size or 128, truncate=truncate, progress=progress_bar("prepare")
             )
+        if recipe != "ricord":
+            return _prepare_stage(recipe, paths[0], output, size, labels)
         from training_backend.data.prepare_ricord import prepare_ricord
 
         if labels is None:
@@ -134,6 +147,25 @@ def data_prepare(
 
     with tqdm(total=len(paths), unit="scan", delay=0.5) as bar:
         return prepare(paths, output, size=size or 256, keep_aspect=keep_aspect, progress=lambda _: bar.update(1))
+
+
+def _prepare_stage(recipe: str, path: Path, output: Path, size: int | None, table: Path | None) -> IngestReport:
+    """The dataset of a stage of MedCoSS."""
+    from training_backend.data.prepare_adni import prepare_adni
+    from training_backend.data.prepare_deeplesion import prepare_deeplesion
+    from training_backend.data.prepare_mimic import prepare_mimic, prepare_mimic_reports
+    from training_backend.data.prepare_pictures import SIZE, prepare_tcga
+
+    progress = progress_bar("prepare")
+    if recipe == "deeplesion":
+        return prepare_deeplesion(path, output, table=table, progress=progress)
+    if recipe == "adni":
+        return prepare_adni(path, output, progress=progress)
+    if recipe == "tcga":
+        return prepare_tcga(path, output, size=size or SIZE, progress=progress)
+    if recipe == "mimic-cxr":
+        return prepare_mimic(path, output, table=table, size=size or SIZE, progress=progress)
+    return prepare_mimic_reports(path, output, progress=progress)
 
 
 def data_candidates(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from training_backend.config.data import IngestConfig
-from training_backend.data.dataset import Dataset, Quarantined
+from training_backend.data.dataset import Dataset, Quarantined, save_quarantine
 from training_backend.data.ingest import IngestReport, Progress
 from training_backend.data.manifest import CaseRecord, DatasetInfo
 from training_backend.data.stow import finished, store_volumes
@@ -18,10 +18,10 @@ from training_backend.errors import DataError, Med3dError, ResourceError
 
 @dataclass(frozen=True)
 class Recipient:
-    """A case to be, and how its volume is made."""
+    """A case to be, and how its volume, or the volumes of its contrasts, are made."""
 
     case: CaseRecord
-    make: Callable[[], Volume]
+    make: Callable[[], Volume | Sequence[Volume]]
 
 
 def assemble(
@@ -59,17 +59,23 @@ def assemble(
             resumed += 1
         else:
             try:
-                kept.append(store_volumes(output, entry.case, [entry.make()], None, config))
+                made = entry.make()
+                volumes = [made] if isinstance(made, Volume) else made
+                kept.append(store_volumes(output, entry.case, volumes, None, config))
             except ResourceError:
                 raise
             except Med3dError as error:
                 refused.append(Quarantined(entry.case.id, entry.case.images[0].path, "unreadable", str(error)))
+            except OSError as error:
+                reason = f"It cannot be read: {error.strerror or error}."
+                refused.append(Quarantined(entry.case.id, entry.case.images[0].path, "unreadable", reason))
         if progress is not None and progress(number / max(total, 1)) is False:
             cancelled = True
             break
     if not kept:
         raise DataError(f"No case could be made: {refused[0] if refused else 'the source lists none'}")
     Dataset(output, info.model_copy(update={"crop_body": False}), kept).save()
+    save_quarantine(output, refused)
     ids = tuple(sorted(case.id for case in kept))
     seconds = time.monotonic() - started
     return IngestReport(output, ids, tuple(refused), resumed=resumed, cancelled=cancelled, seconds=seconds)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,12 @@ class Dataset:
                 "Training does not need it; put the source folder back to read the scan itself.",
             )
         return path
+
+
+def save_quarantine(folder: Path, entries: Iterable[Quarantined]) -> None:
+    """Write what was left out beside a dataset, whole or not at all."""
+    lines = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries]
+    write_text(folder / QUARANTINE, "".join(lines))
 
 
 def check_splits(cases: Iterable[CaseRecord]) -> None:

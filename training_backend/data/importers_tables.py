@@ -20,7 +20,7 @@ _PATH = ("path", "image", "file", "filename", "cases")
 _MASK = ("mask", "segmentation", "labelmap", "label_path", "seg")
 _SUBJECT = ("subject", "subject_id", "patient", "patientid", "patient_id")
 _ID = ("id", "case", "case_id", "study", "study_id", "accession")
-_SPLITS: dict[str, Split] = {
+SPLITS: dict[str, Split] = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -31,6 +31,7 @@ _SPLITS: dict[str, Split] = {
     "unlabelled": "unlabelled",
     "unlabeled": "unlabelled",
 }
+"""Splits by the words that tables use for them."""
 
 
 def csv_table(path: Path) -> Drafts:
@@ -40,7 +41,7 @@ def csv_table(path: Path) -> Drafts:
     target; a `Label` of words is a class; `Mask` names a label map; `Split`, `Subject`, `Session` and `Report` too
     (or `Findings` and `Impression`). A table with reports and no path is one of reports; see `reports`.
     """
-    rows = _rows(path)
+    rows = table_rows(path)
     columns = _columns(rows)
     where = next((columns[name] for name in _PATH if name in columns), None)
     if where is None and any(name in columns for name in COLUMNS):
@@ -71,7 +72,7 @@ def reports(path: Path) -> Drafts:
     Columns (any case): `Report` (or text, sentence), or `Findings` and `Impression`; `Id` names the case; `Label`,
     else every other column of numbers, is the target; `Split`, `Subject` and `Session` too.
     """
-    return _reports(path, _rows(path))
+    return _reports(path, table_rows(path))
 
 
 def report_list(path: Path) -> bool:
@@ -101,8 +102,12 @@ def _reports(path: Path, rows: list[dict[str, str]]) -> Drafts:
     return Drafts("reports", path.parent, cases, problems, path.stem, target_names=table.titles)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table, or entries of a JSON list as such."""
+def table_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a table by the names of its columns, or entries of a JSON list as such.
+
+    Raises:
+        DataError: it cannot be read, or is in another encoding than UTF-8.
+    """
     if path.suffix.lower() in (".json", ".jsonl"):
         return _json_rows(path)
     try:
@@ -222,7 +227,7 @@ class _Table:
         elif self.targets:
             problems.append("Its row has no label.")
         split = self.cell(row, "split").lower()
-        if split and split not in _SPLITS:
+        if split and split not in SPLITS:
             problems.append(f"Its split {split!r} is unknown and was drawn.")
         cells = {name: row[column] or "" for name, column in self.columns.items() if name in COLUMNS}
         return Draft(
@@ -231,7 +236,7 @@ class _Table:
             Source(self.root / drawn, contrast="label") if drawn else None,
             subject=self.cell(row, *_SUBJECT),
             session=self.cell(row, "session"),
-            split=_SPLITS.get(split),
+            split=SPLITS.get(split),
             target=target,
             report=report_of(cells),
             problems=tuple(problems),

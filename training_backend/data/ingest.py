@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -20,7 +19,15 @@ import numpy as np
 
 from training_backend.config.data import IngestConfig
 from training_backend.data.classes import class_table
-from training_backend.data.dataset import MANIFEST, QUARANTINE, Dataset, Quarantined, check_splits, relative_root
+from training_backend.data.dataset import (
+    MANIFEST,
+    QUARANTINE,
+    Dataset,
+    Quarantined,
+    check_splits,
+    relative_root,
+    save_quarantine,
+)
 from training_backend.data.drafts import Described
 from training_backend.data.importers import describe
 from training_backend.data.integrity import in_bytes
@@ -32,7 +39,6 @@ from training_backend.data.splits import assign_splits
 from training_backend.data.stow import Stowed, content_hash, finished, store_volumes, stow
 from training_backend.data.volume import Volume
 from training_backend.errors import DataError, ResourceError
-from training_backend.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -270,8 +276,7 @@ def _conclude(
     )
     dataset = Dataset(output, info, kept)
     dataset.save()
-    lines = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in quarantined]
-    write_text(output / QUARANTINE, "".join(lines))
+    save_quarantine(output, quarantined)
     return IngestReport(
         dataset=output,
         ok=tuple(sorted(case.id for case in kept)),
