@@ -22,6 +22,7 @@ from napari_med3dssl._widgets import Notice, Page, button, button_row, combo, wr
 from napari_med3dssl.explore_maths import TokenIndex
 from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.explore_sections import AttentionSection, EmbeddingSection, MaskingSection, SimilaritySection
+from napari_med3dssl.explore_strokes import StrokesSection
 from napari_med3dssl.explore_views import ViewSection
 from napari_med3dssl.predict_box import contrasts
 from napari_med3dssl.weights_picker import WeightsPicker
@@ -234,6 +235,7 @@ class ExplorePanel(QWidget):
         self.notice = Notice()
         self.summary = wrapping("")
         self.similarity = SimilaritySection(self)
+        self.strokes = StrokesSection(self)
         self.embedding = EmbeddingSection(self)
         self.masking = MaskingSection(self)
         self.attention = AttentionSection(self)
@@ -242,7 +244,7 @@ class ExplorePanel(QWidget):
         page.column.addWidget(button_row(self.compute_button, self.load_button, self.cancel_button))
         for widget in (self.progress, self.notice, self.summary):
             page.column.addWidget(widget)
-        for section in (self.similarity, self.embedding, self.masking, self.attention):
+        for section in (self.similarity, self.strokes, self.embedding, self.masking, self.attention):
             page.column.addWidget(section)
         self._column = QVBoxLayout()
         page.column.addLayout(self._column)
@@ -367,6 +369,7 @@ class ExplorePanel(QWidget):
         self.features = None
         self.leave_picking()
         self.similarity.forget()
+        self.strokes.forget()
         for section in self.views:
             section.forget()
         self._offer_others()
@@ -388,7 +391,7 @@ class ExplorePanel(QWidget):
             self.notice.clear()
         for section in (self.similarity, self.embedding):
             section.allow(self.features is not None and not self.busy)
-        for section in (self.masking, self.attention):
+        for section in (self.strokes, self.masking, self.attention):
             section.allow(ready and not self.busy)
         for section in self.views:
             section.allow(ready)

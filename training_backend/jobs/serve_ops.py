@@ -11,7 +11,7 @@ operation           parameters                                         values
 ``register``        `source`, `volumes` (moving, fixed), `labels`      `warped`, `labels`, `grid`, `jacobian`, `text`,
                     of the moving scan                                 `notes`
 ``features``        `source`, `volumes`, `normalised`, `overlap`,      `tokens` [d, h, w, E], `geometry`, `body`,
-                    `level`                                            `cached`
+                    `level`                                            `cached`, `features` (a name of what they are)
 ``reconstruct``     `source`, `volumes`, `mask_ratio`, `seed`,         `pictures`, `error`, `unit`
                     `full`, `centre`
 ``preview_masking`` `config`, `volumes`, `mask_ratio`, `seed`,         as ``reconstruct``; only what needs no training,
@@ -22,7 +22,7 @@ operation           parameters                                         values
                                                                        `heads`
 ``view``            `source`, `volumes`, `name`, `options`, `centre`,  `pictures`, `text`, `unit`, `share`; the same
                     `point`, `other` (contrasts of a second scan),     as partial values, frame after frame
-                    `other_centre`
+                    `other_centre`, `against` (another source)
 ``estimate``        `config`, `steps`                                  fields of `engine.estimate.Estimate`,
                                                                        `sentence`
 ``import_report``   `config`                                           fields of `weights.report.ImportReport`,
@@ -32,8 +32,8 @@ operation           parameters                                         values
 
 `source` is a run directory, a model folder, a weights file or ``zoo:NAME``. `volumes` are the contrasts of one case.
 Answers about a model hold its facts too: `summary` (a sentence), `method`, `kind`, `task`, `depth`, `patch_size`,
-`contrasts`, `reconstructs`, and `views`, a list of `name`, `title`, `tip`, `point`, `other`, `teacher` and `options` (a
-JSON schema).
+`contrasts`, `reconstructs`, and `views`, a list of `name`, `title`, `tip`, `point`, `other`, `teacher`, `against` and
+`options` (a JSON schema).
 `centre` and `point` are voxels (z, y, x) of the scan's own grid. A picture is `name`, `array`, `geometry` (of the
 array's own grid), `role`, `limits`, `classes`, `sides`; one of role "matrix" has no place in the scan, the numbers of
 role "vectors" are counted in elements of its geometry.
@@ -56,6 +56,7 @@ from training_backend.data.classes import class_table
 from training_backend.data.manifest import ClassEntry, DatasetInfo
 from training_backend.data.volume import Volume
 from training_backend.errors import RunError
+from training_backend.jobs.stroke_ops import StrokeOps
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +99,7 @@ class Ready:
 
         config, profile = self.loaded.config, self.loaded.profile
         size = " × ".join(str(n) for n in profile.size)
-        seen = f"whole scans at {size} voxels" if profile.view == "volume" else f"crops of {size} voxels"
+        seen = f"whole scans at {size} voxels" if profile.view != "crop" else f"crops of {size} voxels"
         what = f"fine-tuned for {config.task.name}" if config.task else _KINDS[self.loaded.kind]
         return {
             "summary": f"{self.loaded.method.card.title}, {what}; sees {seen}.",
@@ -124,6 +125,8 @@ class Session:
         self._wanted = device
         self._ready: Ready | None = None
         self._scans: dict[str, Prepared] = {}
+        self._second: Ready | None = None
+        self._strokes = StrokeOps(self)
 
     def operations(self) -> Mapping[str, Callable[[Params, Progress], Values]]:
         """All operations by name."""
@@ -140,6 +143,7 @@ class Session:
             "view": self.view,
             "estimate": self.estimate,
             "import_report": self.import_report,
+            **self._strokes.operations(),
         }
 
     def info(self, _params: Params, progress: Progress) -> Values:
@@ -232,7 +236,7 @@ class Session:
             body = body_tokens(prepared, map_tiles(encoder, prepared.geometry.shape, profile, level, overlap)[0])
             feature_cache.keep(key, found, body)
         answer = {"tokens": found.values, "geometry": found.geometry, "body": body, "cached": kept is not None}
-        return {**ready.facts, **answer}
+        return {**ready.facts, **answer, "features": feature_cache.content_hash(ready.hash, settings)}
 
     def reconstruct(self, params: Params, progress: Progress) -> Values:
         """Masked view, reconstruction and error of a scan by a pre-trained model."""
@@ -295,7 +299,9 @@ class Session:
         prepared, *others = self._prepared(scans, ready.loaded.profile, progress)
         name, options = str(params.get("name") or ""), params.get("options")
         where = {key: params.get(key) for key in ("centre", "point", "other_centre")}
-        drawing = draw(ready.loaded, prepared, name, options, other=next(iter(others), None), **where)
+        against = self._compared(str(params.get("against") or ""), progress)
+        beside = {"other": next(iter(others), None), "against": against}
+        drawing = draw(ready.loaded, prepared, name, options, **beside, **where)
         unit = "HU" if prepared.statistics[0].ct else ""
 
         def values(frame: Frame) -> Values:
@@ -314,7 +320,7 @@ class Session:
         from training_backend.engine.estimate import estimate
 
         config = RunConfig.parse(params["config"])
-        self._ready = None  # the memory is needed, and would be counted
+        self._ready = self._second = None  # the memory is needed, and would be counted
         progress(0.0, "Trying a few steps")
         found = estimate(config, int(params.get("steps", 3)))
         return {**asdict(found), "sentence": str(found)}
@@ -362,18 +368,35 @@ class Session:
 
     def _model(self, params: Params, progress: Progress) -> Ready:
         """The model of `params["source"]`, loaded again only when it changed on disk."""
-        from training_backend.weights.load import load_model
-
         source = str(params.get("source") or "")
         if not source:
             raise RunError("No model was named.", "Choose a run, a model folder or a weights file.")
-        stamp = (source, *_stamps(source))
-        if self._ready is None or self._ready.stamp != stamp:
-            self._ready = None  # frees the old model first
-            progress(0.0, "Loading the model")
-            self._ready = Ready(load_model(source), stamp)
+        self._ready = _unchanged(self._ready, source)  # frees the old model first
+        self._ready = self._ready or _loaded(source, progress)
         self._ready.loaded.module.to(self.device).eval()
         return self._ready
+
+    def _compared(self, source: str, progress: Progress) -> LoadedModel | None:
+        """The model that the first is compared with; of these, too, one is kept."""
+        self._second = _unchanged(self._second, source)
+        if not source:
+            return None
+        self._second = self._second or _loaded(source, progress)
+        self._second.loaded.module.to(self.device).eval()
+        return self._second.loaded
+
+
+def _unchanged(kept: Ready | None, source: str) -> Ready | None:
+    """`kept` where it is `source` as it is on disk now."""
+    return kept if kept is not None and kept.stamp == (source, *_stamps(source)) else None
+
+
+def _loaded(source: str, progress: Progress) -> Ready:
+    from training_backend.weights.load import load_model
+
+    progress(0.0, "Loading the model")
+    stamp = (source, *_stamps(source))
+    return Ready(load_model(source), stamp)
 
 
 def _pictures(method: Method, network: nn.Module, profile: InputProfile, params: Params) -> Values:
@@ -411,7 +434,7 @@ def _picture(one: Picture) -> Values:
 
 def _described(view: ModelView) -> Values:
     schema = view.options.model_json_schema()
-    wants = {"point": view.point, "other": view.other, "teacher": view.teacher}
+    wants = {"point": view.point, "other": view.other, "teacher": view.teacher, "against": view.against}
     return {"name": view.name, "title": view.title, "tip": view.tip, **wants, "options": schema}
 
 
@@ -460,5 +483,6 @@ def _stamps(source: str) -> tuple[Any, ...]:
     """Size and time of what a source is made of, so that a model that goes on training is loaded again."""
     path = Path(source)
     parts = ("model.safetensors", "teacher.safetensors", "card.json")
-    files = [path / name for name in parts] if path.is_dir() else [path]
+    beside = [path.parents[1] / parts[0]] if len(path.parts) > 2 else []  # of a run that keeps `path` as a decoder
+    files = [path / name for name in parts] if path.is_dir() else [path, *beside]
     return tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())

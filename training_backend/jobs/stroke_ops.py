@@ -5,7 +5,8 @@ operation           parameters                                         values
 ==================  =================================================  =============================================
 ``strokes_open``    as ``features``                                    `key` of the scan, `cached`
 ``strokes_fill``    `key`, `points` [N, 3], `values` [N], `classes`,   `labels`, `doubt`, `geometry` of the box,
-                    `size` of the box or None for the whole scan       `start`, `seconds`, `painted` by class
+                    `size` of the box or None for the whole scan,      `start`, `seconds`, `painted` by class
+                    `near`, a voxel that the box should hold
 ``strokes_save``    `key`, `path`                                      `path`
 ``strokes_apply``   as ``features``, and `path`                        as ``strokes_fill``, and `notes`, `classes`
 ==================  =================================================  =============================================
@@ -46,6 +47,7 @@ class StrokeOps:
         self._key = ""
         self._scan: StrokeScan | None = None
         self._taught: StrokeModel | None = None
+        self._box: Box | None = None
 
     def operations(self) -> dict[str, Callable[[Params, Progress], Values]]:
         """All operations by name."""
@@ -71,8 +73,8 @@ class StrokeOps:
         if size is None:
             answer = _whole(scan, self._taught, progress)
         else:
-            box = around(points, scan.array.shape, (int(size[0]), int(size[1]), int(size[2])))  # type: ignore[arg-type]
-            answer = _answer(scan, box, self._taught.fill(scan, box))
+            self._box = self._moved(scan, size, params.get("near") or points.mean(axis=0))
+            answer = _answer(scan, self._box, self._taught.fill(scan, self._box))
         painted = {classes[int(value)].name: int((values == value).sum()) for value in np.unique(values)}
         return {**answer, "painted": painted, "seconds": time.perf_counter() - begun}
 
@@ -94,6 +96,16 @@ class StrokeOps:
         classes = [entry.model_dump() for entry in model.classes]
         return {**facts, **_whole(scan, model, progress), "notes": notes, "classes": classes}
 
+    def _moved(self, scan: StrokeScan, size: Any, near: Any) -> Box:
+        """The box filled last, as long as the brush stays in it, else one around the brush."""
+        wanted: Any = scan.array.shape
+        new = around(np.asarray(near).reshape(1, 3), wanted, (int(size[0]), int(size[1]), int(size[2])))
+        box = self._box
+        if box is None or box.size != new.size:
+            return new
+        inside = all(a <= at < a + n for a, n, at in zip(box.start, box.size, near, strict=True))
+        return box if inside else new
+
     def _open(self, params: Params, progress: Progress) -> tuple[Values, Values]:
         from training_backend.evaluate.feature_cache import content_hash
 
@@ -103,7 +115,7 @@ class StrokeOps:
         told = FeatureFacts(answer["features"], volume.modality)
         key = content_hash(told.features, str(volume.geometry.to_dict()), volume.array)
         if key != self._key or self._scan is None:
-            self._taught = None
+            self._taught = self._box = None
             self._scan = StrokeScan(volume.array, volume.geometry, answer["tokens"], answer["geometry"], told)
             self._key = key
             _ = self._scan.components, self._scan.bounds  # before the first stroke, which should not wait for them

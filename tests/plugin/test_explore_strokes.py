@@ -1,0 +1,161 @@
+"""Strokes in a real viewer: painting fills the region, undo is followed, models are kept, a crash loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_med3dssl import stroke_store
+from napari_med3dssl._layers import add, volume_layer, volume_of
+from napari_med3dssl._state import State
+from napari_med3dssl.explore import ExplorePanel
+from napari_med3dssl.explore_strokes import BACKGROUND, StrokesSection
+from tests.plugin.explore_kit import finish, work_done
+from training_backend.config.presets import pretrain_config
+from training_backend.config.registry import method
+from training_backend.data.phantoms import Phantom, thorax_ct
+from training_backend.data.prepare import InputProfile
+
+pytestmark = pytest.mark.gl
+
+SIZE = (16, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A freshly initialised network, saved like the result of a run."""
+    import torch
+
+    from training_backend.weights.save import save_model
+
+    torch.manual_seed(0)
+    changes = {"data": {"size": SIZE}, "method": {"patch_size": (4, 4, 4), "depth": 2, "decoder_depth": 1}}
+    config = pretrain_config("mae3d", "tiny", Path(), changes)
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    profile = InputProfile(size=SIZE, crop_body=False).model_dump(mode="json")
+    save_model(
+        folder,
+        method("mae3d").build(config),
+        {"kind": "pretrain", "config": config.model_dump(mode="json"), "profile": profile},
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return thorax_ct(3, (19, 34, 26))
+
+
+@pytest.fixture
+def state(window_state: State) -> State:
+    return window_state
+
+
+@pytest.fixture
+def section(panel: ExplorePanel, phantom: Phantom, model: str, qtbot: Any) -> StrokesSection:
+    """The section with a scan that is ready to be painted on."""
+    add(panel.viewer, volume_layer(phantom.volume))
+    panel.state.model = model
+    panel.strokes.fold(False)
+    panel.strokes.paint_button.click()
+    finish(panel, qtbot)
+    assert panel.strokes.fill_button.isEnabled(), panel.notice.text
+    work_done(qtbot)
+    return panel.strokes
+
+
+def painted(section: StrokesSection) -> Any:
+    return next(layer for layer in section.panel.viewer.layers if layer.name.endswith(" · painted"))
+
+
+def filled(section: StrokesSection) -> Any:
+    names = [layer.name for layer in section.panel.viewer.layers]
+    return section.panel.viewer.layers["filled · strokes"] if "filled · strokes" in names else None
+
+
+def paint(section: StrokesSection, phantom: Phantom, value: int, inside: bool, count: int = 12) -> None:
+    """Dab on voxels of the lungs (class 1 of the phantom) or on others, as a brush of one voxel would."""
+    layer = painted(section)
+    layer.brush_size, layer.n_edit_dimensions = 1, 3
+    found = np.argwhere((phantom.labels.array == 1) == inside)
+    for voxel in found[np.random.default_rng(value).choice(len(found), count, replace=False)]:
+        layer.paint(tuple(voxel), value)
+
+
+def test_painting_two_classes_fills_the_region(section: StrokesSection, phantom: Phantom, qtbot: Any) -> None:
+    paint(section, phantom, BACKGROUND, inside=False)
+    qtbot.waitUntil(lambda: "second class" in section.told.text(), timeout=20_000)
+    assert filled(section) is None  # one class teaches nothing
+    paint(section, phantom, BACKGROUND + 1, inside=True)
+    qtbot.waitUntil(lambda: filled(section) is not None, timeout=20_000)
+    answer, truth = np.asarray(filled(section).data) == 1, phantom.labels.array == 1
+    assert 2 * (answer & truth).sum() / (answer.sum() + truth.sum()) > 0.6
+    assert "structure 1 12" in section.told.text()
+    assert section.panel.viewer.layers[-1] is painted(section)  # the brush stays on top
+    assert section.panel.viewer.layers.selection.active is painted(section)
+
+
+def test_undo_is_followed(section: StrokesSection, phantom: Phantom, qtbot: Any) -> None:
+    paint(section, phantom, BACKGROUND, inside=False)
+    paint(section, phantom, BACKGROUND + 1, inside=True)
+    qtbot.waitUntil(lambda: "structure 1 12" in section.told.text(), timeout=20_000)
+    painted(section).undo()
+    qtbot.waitUntil(lambda: "structure 1 11" in section.told.text(), timeout=20_000)
+
+
+def test_the_whole_scan_and_a_kept_model_agree(
+    section: StrokesSection, phantom: Phantom, qtbot: Any, tmp_path: Path
+) -> None:
+    paint(section, phantom, BACKGROUND, inside=False)
+    paint(section, phantom, BACKGROUND + 1, inside=True)
+    qtbot.waitUntil(lambda: filled(section) is not None, timeout=20_000)
+    work_done(qtbot)
+    section.whole_button.click()
+    qtbot.waitUntil(lambda: section._job is None, timeout=20_000)
+    work_done(qtbot)
+    whole = np.array(filled(section).data)
+    assert whole.shape == phantom.labels.array.shape
+    section.save_to(tmp_path / "lungs")
+    qtbot.waitUntil(lambda: "Saved lungs.safetensors" in section.panel.notice.text, timeout=20_000)
+    section.panel.viewer.layers.remove(filled(section))
+    section.apply_from(tmp_path / "lungs.safetensors")
+    finish(section.panel, qtbot)
+    np.testing.assert_array_equal(np.asarray(filled(section).data), whole)
+
+
+def test_strokes_come_back_after_a_crash(
+    section: StrokesSection, phantom: Phantom, qtbot: Any, panel: ExplorePanel
+) -> None:
+    paint(section, phantom, BACKGROUND + 1, inside=True)
+    before = stroke_store.strokes_in(np.asarray(painted(section).data))
+    qtbot.waitUntil(lambda: stroke_store.find(volume_of(panel.scan)) == before, timeout=20_000)
+    panel.viewer.layers.remove(painted(section))
+    section.begin()
+    assert stroke_store.strokes_in(np.asarray(painted(section).data)) == before
+    finish(panel, qtbot)
+
+
+def test_what_cannot_be_applied_is_said(section: StrokesSection, qtbot: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"no model")
+    section.apply_from(tmp_path / "broken.safetensors")
+    finish(section.panel, qtbot)
+    assert "damaged" in section.panel.notice.text
+    section.fill_region()
+    qtbot.waitUntil(lambda: "Nothing is painted yet" in section.panel.notice.text, timeout=20_000)
+
+
+def test_kept_strokes_that_are_damaged_are_as_good_as_none(
+    phantom: Phantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MED3DSSL_RUNS", str(tmp_path / "runs"))
+    strokes = stroke_store.Strokes(np.array([[1, 2, 3]]), np.array([2], np.uint8))
+    stroke_store.keep(phantom.volume, strokes)
+    assert stroke_store.find(phantom.volume) == strokes
+    [path] = (tmp_path / "strokes").glob("*.npz")
+    path.write_bytes(path.read_bytes()[:30])
+    assert stroke_store.find(phantom.volume) is None
+    stroke_store.keep(phantom.volume, stroke_store.EMPTY)
+    assert not path.exists()
