@@ -27,7 +27,7 @@ class OptimConfig(ConfigModel):
     warmup_start: Literal["step", "zero", "zero_to_peak"] = Field("step", json_schema_extra=ui(advanced=True))
     """Learning rate of the first of w warm-up steps. step: 1/w of the peak. zero: none, as in VoCo's pre-training.
     zero_to_peak: none, and the last of the w steps has the peak already, as in its fine-tuning."""
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "linear", "constant"] = "cosine"
     """Shape after the warm-up; poly has exponent 0.9."""
     lr_per_epoch: bool = Field(False, json_schema_extra=ui(advanced=True))
     """Change the learning rate between epochs only, in place of every step."""

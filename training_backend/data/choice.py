@@ -26,7 +26,7 @@ def choose_cases(
         dataset: opened dataset.
         config: of the run; `data.only`, `data.train_cases` and `data.balanced` are about training cases.
         needs: as of `ViewLoader`.
-        split: "train" without needs takes unlabelled cases too.
+        split: "train" takes unlabelled cases too, for pre-training on all cases or on all with a report.
 
     Raises:
         DataError: no case fits, or targets have different lengths.
@@ -34,7 +34,7 @@ def choose_cases(
     """
     data = config.data
     cases = dataset.cases(split=split)  # type: ignore[arg-type]
-    if split == "train" and needs is None:
+    if split == "train" and (needs is None or (needs == "text" and config.task is None)):
         cases = sorted(cases + dataset.cases(split="unlabelled"), key=lambda case: case.id)
     kinds = [needs, "text"] if data.view == "text" else [needs]
     cases = [case for case in cases if all(case.has(kind) for kind in kinds)]

@@ -46,7 +46,7 @@ def write_preview(work: Work, previews: Path) -> tuple[Path, str] | None:
     volume, geometry, start = centre_view(prepared.array, prepared.geometry, size, darkest)
     label = prepared.label
     truth = None if label is None else centre_view(label[None], prepared.geometry, size)[0][0]
-    arrays = _pictures(work, volume, truth)
+    arrays = _pictures(work, volume, truth, case.report if work.needs == "text" else "")
     if not arrays:
         return None
     return _write(previews, {**_facts(work, case.id, geometry), "start": list(start)}, arrays), case.id
@@ -101,14 +101,16 @@ def centre_view(
     return view, geometry.cropped(start, size), start
 
 
-def _pictures(work: Work, volume: np.ndarray[Any, Any], truth: np.ndarray[Any, Any] | None) -> list[PreviewArray]:
+def _pictures(
+    work: Work, volume: np.ndarray[Any, Any], truth: np.ndarray[Any, Any] | None, report: str
+) -> list[PreviewArray]:
     network = work.state.evaluated
     network.eval()
     tensor = torch.from_numpy(np.ascontiguousarray(volume, np.float32))[None].to(work.runtime.device)
     with torch.no_grad(), work.runtime.autocast():
         if work.task is None:
             generator = seeds.generator(work.config.seed, seeds.PREVIEW)
-            return work.method.preview(network, tensor, {}, generator)
+            return work.method.preview(network, tensor, {"report": report} if report else {}, generator)
         probabilities = work.task.predict(network, work.config, tensor, None)
     names = {entry.index: entry.name for entry in work.dataset.info.classes}
     labels = probabilities.float().cpu().numpy().argmax(0).astype(np.uint8)

@@ -112,8 +112,9 @@ def _means(sums: Sequence[dict[str, tuple[float, float]]]) -> dict[str, float]:
 def _fixed_views(work: Work) -> tuple[ViewLoader, dict[str, ViewLoader], Iterator[tuple[int, StepViews]]]:
     """Loaders of the views, which change none of them at random, and the views of each step by its first slot."""
     config = work.config.updated({"data": {"workers": 0, "augment": UNCHANGED}})
-    split: Split = "val" if work.dataset.cases(split="val") else "train"
-    loader = ViewLoader(work.dataset, config, split=split, rank=work.runtime.rank, world=work.runtime.world)
+    needs, runtime = work.needs, work.runtime
+    split: Split = "val" if any(case.has(needs) for case in work.dataset.cases(split="val")) else "train"
+    loader = ViewLoader(work.dataset, config, needs=needs, split=split, rank=runtime.rank, world=runtime.world)
     asked = {
         name: replace(stream, config=stream.config.updated({"data": {"augment": UNCHANGED}}))
         for name, stream in work.method.streams(config).items()

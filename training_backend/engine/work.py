@@ -98,8 +98,8 @@ class Work:
 
     @property
     def needs(self) -> str | None:
-        """What the loss needs besides the volume: "labels", "target" or nothing."""
-        return self.task.needs if self.task else None
+        """What the loss needs besides the volume: "labels", "target", "text", "pairs" or nothing."""
+        return (self.task or self.method).needs
 
 
 def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) -> Work:
@@ -110,7 +110,8 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
     method = find_method(config.method.name)
     task = find_task(config.task.name) if config.task else None
     dataset = open_dataset(config)
-    loader = ViewLoader(dataset, config, needs=task.needs if task else None, rank=runtime.rank, world=runtime.world)
+    learns = task or method
+    loader = ViewLoader(dataset, config, needs=learns.needs, rank=runtime.rank, world=runtime.world)
     asked = {} if task is not None else method.streams(config)
     streams = open_streams(asked, loader)
     order = interleaving(loader, streams, [name for name, stream in asked.items() if stream.interleaved])
@@ -118,8 +119,9 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
     total_steps = loader.total_steps
     if order is not None and not config.optim.max_steps:
         total_steps = max(1, math.ceil(config.optim.epochs * order.length))
-    if task is not None and task.check is not None:
-        task.check(config, [*loader.cases, *dataset.cases(split="val")])
+    if learns.check is not None:
+        held_out = [case for case in dataset.cases(split="val") if task is not None or case.has(learns.needs)]
+        learns.check(config, [*loader.cases, *held_out])
     network, imported = build_network(config if not resuming else config.updated({"weights": ""}), method, task)
     _check_channels(config, method.encoder(network) if task is None else network.encoder)  # type: ignore[arg-type]
     _check_batch(config, network, runtime.world)
@@ -127,7 +129,8 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
     _check_shares(config, runtime.world if gathers else 1)
     network.to(runtime.device)
     layer_id = functools.partial(task.layer_id, network) if task else None
-    optimizer = make_optimizer(network, config.optim, layer_id, runtime.precision)
+    rate = method.rate if task is None else None
+    optimizer = make_optimizer(network, config.optim, layer_id, runtime.precision, rate)
     state = TrainState(network, optimizer, averaged(network, config.optim.ema), Progress())
     state.progress.micro_batch = config.engine.micro_batch or math.ceil(config.optim.batch_size / runtime.world)
     snapshot = None if task is not None else method.snapshot(config)
@@ -140,7 +143,7 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
         dataset=dataset,
         loader=loader,
         state=state,
-        loss=(task or method).training_step,
+        loss=learns.training_step,
         method=method,
         task=task,
         total_steps=total_steps,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from training_backend.config import ConfigModel, MethodConfig, RunConfig
+    from training_backend.data.manifest import CaseRecord
     from training_backend.data.streams import Stream
 
 __all__ = [
@@ -197,7 +198,8 @@ class Method:
         build: network with its initial weights for a run (reads `run.method` and `run.data.size`); uses torch's
             global generator, which the caller has seeded.
         training_step: loss of a batch; all its randomness from the generator (on the CPU).
-        preview: pictures of what the network does with one view [1, C, D, H, W].
+        preview: pictures of what the network does with one view [1, C, D, H, W]; methods that need text get the case's as
+            the option `report`.
         encoder: the encoder of a built network, sharing its weights.
         build_encoder: the same encoder without the pre-training heads, for fine-tuning.
         family: name of the importer in `weights.families` for the authors' checkpoints.
@@ -207,6 +209,10 @@ class Method:
         streams: further streams of views for a run, by name; batches have them as `streams`.
         snapshot: of the network, for a run that learns from one; batches of training have it as `extra["snapshot"]`,
             in evaluation mode, and the run keeps it beside its model.
+        needs: "text" for methods that learn from volumes with reports: cases without one are left out, and batches have
+            the reports as `extra["texts"]`. None for all others.
+        check: refuses, with a `Med3dError`, cases to train or validate on that do not fit the run; None takes all.
+        rate: learning rate of a parameter by name, in those of the rest.
         gathers: whether a step of a run looks at the views of other processes, so that all need as many.
         contained: configuration for the card of a model, with all that the network would look up elsewhere.
         scales: voxels along each axis of a place of each map of the encoder's pyramid, from fine to coarse; empty for
@@ -227,6 +233,9 @@ class Method:
     implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda method: {}
     streams: Callable[[RunConfig], Mapping[str, Stream]] = lambda run: {}
     snapshot: Callable[[RunConfig], Snapshot | None] = lambda run: None
+    needs: Literal["text"] | None = None
+    check: Callable[[RunConfig, Sequence[CaseRecord]], None] | None = None
+    rate: Callable[[str], float] = lambda parameter: 1.0
     gathers: Callable[[RunConfig], bool] = lambda run: False
     contained: Callable[[nn.Module, RunConfig], RunConfig] = lambda network, config: config
     scales: tuple[int, ...] = ()

@@ -7,15 +7,15 @@ different patients are compared. Names are those of the published file; parts of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training_backend.nn.gates import OneWayGate, SentenceGates, SentencePool, masked_mean
+from training_backend.nn.gather import gathered
 from training_backend.nn.mg3d_encoders import VisionEncoder
 from training_backend.nn.mg3d_heads import (
     COMMON,
@@ -32,6 +32,9 @@ from training_backend.nn.mg3d_heads import (
 )
 from training_backend.nn.patch import Triple
 from training_backend.nn.reports import IGNORED, Reports
+
+if TYPE_CHECKING:
+    from training_backend.nn.text_encoder import Tokeniser
 
 Routing = Literal["sentences", "words"]
 """What helps to draw hidden blocks. sentences: the sentences of the report, as the paper describes. words: its words
@@ -148,7 +151,16 @@ class Mg3d(nn.Module):
         gating: see `Gating`.
         freeze_text: keep the text model as it is.
         all_padding: let padding take part where gates average over words, as published.
+
+    Attributes:
+        tokeniser: of the text model; given by who builds a network to be trained.
+        settings: of the method, likewise.
+        told: whether it was said that a step sees a single patient.
     """
+
+    tokeniser: Tokeniser
+    settings: Any
+    told: bool = False
 
     def __init__(
         self,
@@ -259,16 +271,18 @@ class Mg3d(nn.Module):
         said: Said,
         reports: Reports,
         grid: Triple,
-        gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+        gather: bool = False,
     ) -> WholePass:
         """Third pass: alignment of scan and report, and of the sentences of different patients.
+
+        The published code gathers the summaries of all processes, but compares the sentences of one process only.
 
         Args:
             tokens: [B, L, E] of the whole scan, as `look` gives them; they are projected a second time, as published.
             said: of the reports.
             reports: one per scan.
             grid: of the tokens.
-            gather: rows of all processes [B, ...] from those of this one, with gradient.
+            gather: compare with the cases of all processes.
         """
         present = reports.present
         sentences = sentence_means(said.whole.detach(), reports)
@@ -286,9 +300,14 @@ class Mg3d(nn.Module):
             rows = gate.each(rows, summary)  # type: ignore[operator]
             summary = self.multi_modal_agg_vision_pooler(rows, present)
         short = self.multi_modal_sen_vision_pooler(rows)
-        cross, cross_logits = contrast(*map(gather, self.itc_cross_head(seen, own)))
-        aggregated, aggregated_logits = contrast(*map(gather, self.itc_agg_head(seen_image, summary)))
-        patients, pairs = patients_loss(gather(short), gather(said.alone), gather(present))
+        vectors = [*self.itc_cross_head(seen, own), *self.itc_agg_head(seen_image, summary)]
+        compared = (short, said.alone, present)
+        if gather:
+            vectors = list(gathered(torch.cat(vectors, dim=-1)).chunk(4, dim=-1))
+            compared = _gathered_sentences(*compared)
+        cross, cross_logits = contrast(vectors[0], vectors[1])
+        aggregated, aggregated_logits = contrast(vectors[2], vectors[3])
+        patients, pairs = patients_loss(*compared)
         return WholePass(
             cross=cross,
             aggregated=aggregated,
@@ -338,6 +357,15 @@ def sentence_means(features: Tensor, reports: Reports) -> Tensor:
     numbers = torch.arange(1, reports.alone.shape[1] + 1, device=features.device)
     members = (reports.sentence[:, None] == numbers[:, None]).to(features.dtype)
     return members @ features / members.sum(-1, keepdim=True).clamp_min(1)
+
+
+def _gathered_sentences(short: Tensor, alone: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sentences of all processes, which differ in the most that a report of theirs has."""
+    most = int(gathered(torch.tensor([short.shape[1]], device=short.device)).max())
+    missing = most - short.shape[1]
+    rows = gathered(F.pad(torch.cat([short, alone], dim=-1), (0, 0, 0, missing)))
+    there = gathered(F.pad(present.to(torch.uint8), (0, missing))).bool()
+    return rows[..., : short.shape[-1]], rows[..., short.shape[-1] :].detach(), there
 
 
 def _initialised(module: nn.Module) -> None:

@@ -6,7 +6,8 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,33 +147,69 @@ def text_model(config: TextConfig, reports: Sequence[str] = ()) -> tuple[nn.Modu
 
 def architecture(model: nn.Module) -> str:
     """Settings of a text model as JSON, for `TextConfig.architecture`."""
-    settings: dict[str, Any] = model.config.to_diff_dict()  # type: ignore[union-attr, operator]
+    return _settings(model.config)
+
+
+def _settings(config: Any) -> str:
+    settings: dict[str, Any] = config.to_diff_dict()
     kept = {key: value for key, value in settings.items() if key not in ("transformers_version", "_name_or_path")}
-    return json.dumps({**kept, "model_type": model.config.model_type})  # type: ignore[union-attr]
+    return json.dumps({**kept, "model_type": config.model_type})
+
+
+def described(config: TextConfig) -> TextConfig:
+    """`config` with the architecture and tokeniser of its source, whose weights are neither needed nor read.
+
+    Raises:
+        ConfigError: ``transformers`` is not installed.
+        WeightsError: the source has no settings or no vocabulary, or is not there.
+    """
+    if config.architecture and config.tokeniser:
+        return config
+    transformers = _transformers()
+    where = _place(config, weights=False)
+    with _named(config, "vocabulary and settings"):
+        settings = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+        tokeniser = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False, use_fast=True)
+    return config.updated(
+        {"architecture": _settings(settings), "tokeniser": tokeniser.backend_tokenizer.to_str()},
+    )
 
 
 def _from_source(config: TextConfig) -> tuple[nn.Module, Tokeniser]:
     import transformers
 
-    source = Path(config.source).expanduser()
-    where = str(source) if source.is_dir() else config.source
-    if source.is_dir():
-        _check_folder(source)
-    elif source.is_absolute() or config.source.startswith((".", "~")):
-        raise WeightsError(f"There is no folder {config.source} with a text model.", "Choose its folder or hub name.")
-    try:
+    where = _place(config, weights=True)
+    with _named(config, "tokeniser and safetensors weights"):
         tokeniser = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False, use_fast=True)
         model = transformers.AutoModel.from_pretrained(where, trust_remote_code=False, use_safetensors=True)
+    return model, _tokeniser(tokeniser.backend_tokenizer.to_str(), config, model)
+
+
+@contextmanager
+def _named(config: TextConfig, wanted: str) -> Iterator[None]:
+    """Errors of ``transformers`` as sentences."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"The text model {config.source} cannot be loaded: {reason}.",
-            "Choose a folder or hub name of a BERT or RoBERTa model with tokeniser and safetensors weights.",
+            f"Choose a folder or hub name of a BERT or RoBERTa model with {wanted}.",
         ) from error
-    return model, _tokeniser(tokeniser.backend_tokenizer.to_str(), config, model)
 
 
-def _check_folder(folder: Path) -> None:
+def _place(config: TextConfig, weights: bool) -> str:
+    """Folder or hub name of the source, after a look at what the folder lacks."""
+    source = Path(config.source).expanduser()
+    if source.is_dir():
+        _check_folder(source, weights)
+        return str(source)
+    if source.is_absolute() or config.source.startswith((".", "~")):
+        raise WeightsError(f"There is no folder {config.source} with a text model.", "Choose its folder or hub name.")
+    return config.source
+
+
+def _check_folder(folder: Path, weights: bool) -> None:
     """Say what is missing in a folder before others guess."""
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder} has no config.json, so it holds no text model.", "Choose the model's folder.")
@@ -181,7 +218,7 @@ def _check_folder(folder: Path) -> None:
             f"The text model in {folder} has no vocabulary ({', '.join(VOCABULARY)}).",
             "Copy the tokeniser's files into the folder.",
         )
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise WeightsError(
             f"The text model in {folder} has no safetensors weights; other formats may run foreign code.",
             "Get the model's .safetensors file, or convert it with transformers' save_pretrained.",

@@ -58,6 +58,8 @@ def _authored(found: Source) -> dict[str, Any]:
     stored = authored(found.tensors, found.kind, found.config)
     wrapped = _wrapped(found, whole=stored is not None)
     key, tensors = stored or authored(wrapped["model"], "encoder", found.config) or ("model", wrapped["model"])
+    if not key:  # flat, and wrapped for scripts that look there; the file holds each tensor once all the same
+        return {CARD_KEY: wrapped[CARD_KEY], "state_dict": tensors, **tensors}
     return {key: tensors, CARD_KEY: wrapped[CARD_KEY]}
 
 

@@ -37,7 +37,10 @@ SIGNATURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "medcoss": ("MedCoSS", (r"^fused_encoder\.layers\.0\.",)),
-    "mg3d": ("MG-3D", (r"^(vision_encoder\.)?layers1\.0\.blocks\.0\.",)),
+    "mg3d": (
+        "MG-3D",
+        (r"^(vision_encoder\.)?(layers1\.0\.blocks\.0|down_tr64\.ops\.0)\.|^vision_encoder\.encoder\.stages\.0\.",),
+    ),
 }
 """Family to title and patterns, each of which must be found among the names of a file."""
 
@@ -93,9 +96,9 @@ class Family:
         asked: of the names of a network's encoder, those that count for the share that a file must have. Arguments:
             names, tensors of the file, configuration of the network.
         conflict: why weights of one configuration mean nothing in another although shapes agree, or "".
-        authored: key of the file and tensors under it as the authors write them, from tensors by canonical name, their
-            kind and configuration, or None for a head that the authors do not have; none at all where their names are
-            ours.
+        authored: key of the file ("" for a flat one) and tensors under it as the authors write them, from tensors by
+            canonical name, their kind and configuration, or None for a head that the authors do not have; none at all
+            where their names are ours.
     """
 
     name: str
