@@ -239,10 +239,9 @@ def _read(network: Mg3d, batch: Batch, generator: torch.Generator) -> Reports:
         )
     config: Mg3dConfig = network.settings
     reports = read_reports(
-        texts,
+        [sentences(text, config.level) for text in texts],
         network.tokeniser,
         generator,
-        level=config.level,
         hidden=config.word_ratio,
         padded=config.all_padding,
     )

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from training_backend.data.text import Level, sentences
-
 if TYPE_CHECKING:
     from training_backend.nn.text_encoder import Tokeniser
 
@@ -53,11 +51,10 @@ class Reports:
 
 
 def read_reports(
-    texts: Sequence[str],
+    reports: Sequence[Sequence[str]],
     tokeniser: Tokeniser,
     generator: torch.Generator,
     *,
-    level: Level = "sentence",
     hidden: float = 0.15,
     padded: bool = False,
 ) -> Reports:
@@ -67,23 +64,22 @@ def read_reports(
     tokens. What a report has beyond the tokeniser's limit is left out; a sentence that it cuts through loses its end.
 
     Args:
-        texts: reports.
+        reports: sentences of each.
         tokeniser: of the text model.
         generator: on the CPU; decides which words are hidden, and as what.
-        level: what counts as a sentence.
         hidden: share of hidden tokens; whole words, at least one in a report.
         padded: fill all reports up to the tokeniser's limit, not up to the longest one.
     """
-    read = [_sentences(text.lower(), tokeniser, level) for text in texts]
+    read = [_sentences(report, tokeniser) for report in reports]
     before, after = tokeniser.ends
     longest = max((sum(len(ids) for ids, _ in one) for one in read), default=0) + len(before) + len(after)
     width = tokeniser.longest if padded else max(longest, 1)
-    ids = torch.full((len(texts), width), tokeniser.pad)
+    ids = torch.full((len(reports), width), tokeniser.pad)
     mask, sentence = torch.zeros_like(ids), torch.zeros_like(ids)
     words = torch.full_like(ids, -1)
     most = max((len(one) for one in read), default=0) or 1
     widest = max((len(i) for one in read for i, _ in one), default=0) + len(before) + len(after)
-    alone = torch.full((len(texts), most, widest), tokeniser.pad)
+    alone = torch.full((len(reports), most, widest), tokeniser.pad)
     alone_mask = torch.zeros_like(alone)
     for row, one in enumerate(read):
         place, word = len(before), 0
@@ -136,13 +132,13 @@ def hide_words(
     return masked, torch.where(chosen, ids, IGNORED)
 
 
-def _sentences(text: str, tokeniser: Tokeniser, level: Level) -> list[tuple[list[int], list[int]]]:
+def _sentences(report: Sequence[str], tokeniser: Tokeniser) -> list[tuple[list[int], list[int]]]:
     """Tokens and words of each sentence that the limit leaves."""
     before, after = tokeniser.ends
     room = whole = tokeniser.longest - len(before) - len(after)
     found, total = [], 0
-    for sentence in sentences(text, level):
-        tokens, words = tokeniser.pieces(sentence)
+    for sentence in report:
+        tokens, words = tokeniser.pieces(sentence.lower())
         total += len(tokens)
         if tokens[:room]:
             found.append((tokens[:room], words[:room]))
