@@ -215,7 +215,6 @@ def test_unknown_heads_are_asked_for(reference: Any) -> None:
 
 def test_files_of_other_systems_are_named(small: SimpleNamespace, tmp_path: Path) -> None:
     others = {
-        "fused_encoder.layers.0.gamma_1": "MedCoSS",
         "vision_encoder.layers1.0.blocks.0.norm1.weight": "MG-3D",
     }
     for key, system in others.items():

@@ -77,6 +77,7 @@ def describe(tensors: Mapping[str, Tensor], extras: Mapping[str, Any], changes: 
         extras: what is stored beside them, the authors' ``args`` among it.
         changes: nested changes to the configuration, for what the file does not tell.
     """
+    _check_axes(tensors)
     kind, task = kind_of(tensors)
     notes: list[str] = []
     method = _encoder(tensors, changes.get("method", {}), notes)
@@ -197,6 +198,18 @@ def _finetuned(
     return Described("finetune", finetune_config(task, "published", Path(), "medcoss", settings), tuple(notes))
 
 
+def _check_axes(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are no weights of the layers that they are called after."""
+    axes = {FIRST: 2, "fused_encoder.layers.0.linear1.weight": 2, "decoder_embed.weight": 2, IMAGES: 4, VOLUMES: 5}
+    axes |= {WORDS: 2, TEXT_ROWS: 2, UNUSED: 2, ROWS["2d"]: 2, ROWS["3d"]: 2, DECODED["2d"]: 3, DECODED["3d"]: 3}
+    for name, wanted in axes.items():
+        if name in tensors and tensors[name].ndim != wanted:
+            raise WeightsError(
+                f"The tensor {name} has {tensors[name].ndim} axes, in MedCoSS's networks it has {wanted}.",
+                "Copy the file again, or choose another one.",
+            )
+
+
 def _encoder(tensors: Mapping[str, Tensor], told: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Settings of the encoder and the tokenizers, adding what was assumed to `notes`."""
     try:
@@ -244,8 +257,9 @@ def _encoder(tensors: Mapping[str, Tensor], told: Mapping[str, Any], notes: list
 
 def _trained(tensors: Mapping[str, Tensor], kind: Kind, method: Mapping[str, Any], notes: list[str]) -> Triple:
     """Voxels (z, y, x) that positions were trained for: a square of patches of one layer."""
+    usual = min(196 if kind == "2d" else 144, len(tensors[ROWS[kind]]) if ROWS[kind] in tensors else 196)
     patch = method.get(f"patch_{kind}", (1, 16, 16) if kind == "2d" else (16, 16, 16))
-    rows = tensors[DECODED[kind]].shape[1] - 1 if DECODED[kind] in tensors else 196 if kind == "2d" else 144
+    rows = tensors[DECODED[kind]].shape[1] - 1 if DECODED[kind] in tensors else isqrt(usual) ** 2
     side = isqrt(rows)
     if side * side != rows:
         raise WeightsError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from training_backend.config import RunConfig
 from training_backend.config.registry import method as find_method
-from training_backend.errors import ConfigError, WeightsError
+from training_backend.errors import Med3dError, WeightsError
 from training_backend.weights.families import title
 from training_backend.weights.report import ImportReport
 from training_backend.weights.source import Source, open_source
@@ -120,7 +120,7 @@ def _reason(old: RunConfig, new: RunConfig) -> str:
             continue
         try:
             alike = _shapes(new.updated({"method": {name: theirs[name]}})) == built
-        except (ConfigError, ValueError):  # the setting agrees only with others of the file
+        except (Med3dError, ValueError):  # the setting agrees only with others of the file
             alike = False
         if not alike:
             words = ["empty" if value is None else value for value in (theirs[name], ours[name])]
