@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from napari_med3dssl import _compat
-from napari_med3dssl._layers import classes_of, facts_of, geometry_of
+from napari_med3dssl._layers import classes_of, facts_of, geometry_of, is_picture
 from napari_med3dssl._settings import preference
 from training_backend.errors import Med3dError
 
@@ -60,7 +60,7 @@ class PatientView:
     def letters(self) -> dict[str, str]:
         """Letter at each edge of the canvas as it is seen now; empty texts where the axes are far from it."""
         viewer = self._viewer()
-        if viewer is None or viewer.dims.ndim < 3 or not any(facts_of(layer) for layer in viewer.layers):
+        if viewer is None or viewer.dims.ndim < 3 or not any(_has_sides(facts) for facts in self._facts(viewer)):
             return dict.fromkeys(EDGES, "")
         if viewer.dims.ndisplay == 2:
             down, right = (_axis(axis) for axis in viewer.dims.displayed[-2:])
@@ -120,6 +120,8 @@ def below_cursor(viewer: Any, position: Sequence[float]) -> str:
     if scan is None:
         return ""
     layer, voxel = scan
+    if is_picture(facts_of(layer) or {}):
+        return _in_picture(layers, layer, voxel)
     left, posterior, superior = (geometry_of(layer).to_lps @ (*voxel, 1.0))[:3]
     parts = [f"voxel {voxel[0]} {voxel[1]} {voxel[2]}", f"L {left:.1f}  P {posterior:.1f}  S {superior:.1f} mm"]
     if _is_scan(layer):
@@ -146,6 +148,23 @@ def _axis(axis: int) -> Any:
     direction = np.zeros(3)
     direction[axis - 3 if axis < 0 else axis] = 1.0
     return direction
+
+
+def _has_sides(facts: dict[str, Any]) -> bool:
+    """Whether a layer tells where the patient's sides are: not a plain picture, nor what was computed from one."""
+    shape = facts.get("geometry", {}).get("source_shape", ())
+    return not is_picture(facts) and (1 not in shape or "provenance" in facts)
+
+
+def _in_picture(layers: Sequence[Any], layer: Any, voxel: tuple[int, int, int]) -> str:
+    """Row, column and the numbers of all visible colours of the picture that `layer` is of."""
+    grid = geometry_of(layer)
+    shown = [
+        each for each in reversed(layers) if is_picture(facts_of(each) or {}) and geometry_of(each).same_grid(grid)
+    ]
+    names = [str((facts_of(each) or {}).get("provenance", {}).get("contrast", "")) for each in shown]
+    values = [f"{name} {_value(each, voxel)}".strip() for name, each in zip(names, shown, strict=True)]
+    return "  |  ".join([f"row {voxel[1]} column {voxel[2]}", *values])
 
 
 def _is_scan(layer: Any) -> bool:

@@ -66,7 +66,10 @@ def token_geometry(geometry: Geometry, voxels: Shape, grid: Shape) -> Geometry:
 
 
 def volume_layer(volume: Volume, *, name: str = "", visible: bool = True) -> LayerData:
-    """Image layer of a scan, with the window of its file or modality."""
+    """Image layer of a scan, with the window of its file or modality; a colour of a picture is drawn in that colour.
+
+    The colours of a picture are layers of their own, whose light is added: so each stays a contrast with its numbers.
+    """
     from training_backend.data.windows import display_limits
 
     data, options, kind = picture_layer(
@@ -77,7 +80,18 @@ def volume_layer(volume: Volume, *, name: str = "", visible: bool = True) -> Lay
         modality=volume.modality,
         provenance=dict(volume.meta),
     )
-    return data, {**options, "visible": visible}, kind
+    colour = {"colormap": volume.meta["contrast"], "blending": "additive"} if is_colour(volume.meta) else {}
+    return data, {**options, **colour, "visible": visible}, kind
+
+
+def is_picture(facts: Mapping[str, Any]) -> bool:
+    """Whether a layer with these facts shows a plain picture, which has no sides of a patient."""
+    return facts.get("provenance", {}).get("format") == "picture"
+
+
+def is_colour(provenance: Mapping[str, Any]) -> bool:
+    """Whether a volume is one colour of a plain picture."""
+    return provenance.get("format") == "picture" and bool(provenance.get("contrast"))
 
 
 def picture_layer(
@@ -226,7 +240,7 @@ def add(viewer: Any, layer: LayerData) -> Any:
 def layers_of_volumes(volumes: Sequence[Volume]) -> list[LayerData]:
     """Layers of the volumes of one file: labels layers for label maps, image layers for everything else.
 
-    Of several contrasts only the first is visible.
+    Of several contrasts only the first is visible, of a picture all colours.
     """
     layers: list[LayerData] = []
     for volume in volumes:
@@ -236,7 +250,7 @@ def layers_of_volumes(volumes: Sequence[Volume]) -> list[LayerData]:
                 labels_layer(volume.array, volume.geometry, volume.name, _named(volume), provenance=provenance)
             )
         else:
-            layers.append(volume_layer(volume, visible=not layers))
+            layers.append(volume_layer(volume, visible=not layers or is_colour(volume.meta)))
     return layers
 
 

@@ -52,8 +52,11 @@ class Row:
             name = (self.left_out.case or self.left_out.path) if self.left_out is not None else ""
             return (self.sign, name, "", "", "left out", "")
         image = self.case.images[0] if self.case.images else None
-        voxels = "×".join(map(str, image.shape)) if image is not None and image.shape else "?"
-        spacing = in_mm(image.spacing_mm) if image is not None and image.spacing_mm else "?"
+        if image is None:
+            voxels, spacing = f"{len(self.case.report.split())} words", ""
+        else:
+            voxels = "×".join(map(str, image.shape)) if image.shape else "?"
+            spacing = in_mm(image.spacing_mm) if image.spacing_mm else "?"
         target = "" if self.case.target is None else ", ".join(f"{value:g}" for value in self.case.target)
         label = "voxels" if self.case.label is not None else target or "none"
         split = "excluded" if self.case.excluded else "drawn" if self.split_drawn else self.case.split

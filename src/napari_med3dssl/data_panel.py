@@ -13,6 +13,7 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QInputDialog,
     QLineEdit,
+    QPlainTextEdit,
     QProgressBar,
     QVBoxLayout,
     QWidget,
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
 EMPTY = (
     "A dataset is made once from a folder of scans and then trained on. Drop a folder here: NIfTI, NRRD, MHA, DICOM, "
-    "MSD, nnU-Net, BIDS and lists are recognised. Nothing is changed in the folder."
+    "MSD, nnU-Net, BIDS, lists, pictures (PNG, JPEG, BMP, TIFF) and tables of reports are recognised. Nothing is "
+    "changed in the folder."
 )
 LAYOUTS = {
     "folder": "a plain folder",
@@ -56,6 +58,8 @@ LAYOUTS = {
     "monai": "a MONAI datalist",
     "csv": "a table",
     "list": "a list of paths",
+    "reports": "a table of reports",
+    "abstracts": "sentences of abstracts",
     "ua-mt": "UA-MT",
     "dicom": "a DICOM tree",
 }
@@ -77,6 +81,7 @@ class DataPanel(QWidget):
         self.dataset: Dataset | None = None
         self._job: _work.Job | None = None
         self._before: list[Described | dict[str, CaseRecord]] = []
+        self._reported = ""
         self.setAcceptDrops(True)
         self._build()
         state.follow(self, state.dataset_changed, self._on_dataset_changed)
@@ -168,11 +173,17 @@ class DataPanel(QWidget):
         self.table.itemSelectionChanged.connect(self._tell_row)
         self.row_text = wrapping("")
         self.row_text.setAccessibleName("What was found in the chosen case")
+        self.report = QPlainTextEdit()
+        self.report.setReadOnly(True)
+        self.report.setAccessibleName("Report of the case that was opened")
+        self.report.setMaximumHeight(140)
+        self.report.hide()
         self.actions = self._build_actions()
         self.saving = self._build_saving()
         page = Page()
         page.column.addLayout(form)
-        for widget in (self.notice, self.busy, self.empty, self.table, self.row_text, self.actions, self.saving):
+        shown = (self.notice, self.busy, self.empty, self.table, self.row_text, self.report, self.actions, self.saving)
+        for widget in shown:
             page.column.addWidget(widget, 100 if widget is self.table else 0)
         page.column.addStretch(1)
         layout = QVBoxLayout(self)
@@ -200,7 +211,9 @@ class DataPanel(QWidget):
         self.split.activated.connect(self._move)
         self.undo_button = button("Undo", self.undo, "Take back the last change of cases.")
         return button_row(
-            button("Preview", self.preview, "Open the chosen case as layers; so does a double click."),
+            button(
+                "Preview", self.preview, "Open the chosen case as layers and show its report; so does a double click."
+            ),
             button("Exclude / include", self._toggle_excluded, "Leave cases out of training, or take them back."),
             button("Without label", self._drop_labels, "Use cases whose label map is wrong as unlabelled ones."),
             self.split,
@@ -232,11 +245,16 @@ class DataPanel(QWidget):
         return saving
 
     def preview(self) -> None:
-        """Open the current case as layers."""
+        """Open the current case as layers, and show its report."""
         row = self.table.current()
         if row is None or row.case is None:
             return
         case, root = row.case, self._root()
+        self._reported = case.id
+        self.report.setPlainText(case.report)
+        self.report.setVisible(bool(case.report))
+        if not case.images:
+            return
         self._start(
             f"Reading {case.id}…",
             lambda progress: _case_layers(case, root, self._classes()),
@@ -363,6 +381,8 @@ class DataPanel(QWidget):
     def _tell_row(self) -> None:
         row = self.table.current()
         self.row_text.setText(f"{row.sign} {row.texts()[1]}: {row.sentence}" if row is not None else "")
+        if row is None or row.case is None or row.case.id != self._reported:
+            self.report.hide()
 
     def _tell_size(self) -> None:
         if self.described is None:

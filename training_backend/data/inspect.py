@@ -48,6 +48,8 @@ def _scan(path: Path) -> Table:
         finite = volume.array[np.isfinite(volume.array)]
         span = f"{finite.min()} to {finite.max()}" if finite.size else "none"
         table.add("values", f"{volume.array.dtype}, {span}")
+        for note in volume.meta.get("notes", ()):
+            table.add("note", note)
         for warning in volume.warnings:
             table.add("warning", warning)
     return table
@@ -56,7 +58,7 @@ def _scan(path: Path) -> Table:
 def _cases(layout: str, cases: Sequence[CaseRecord], left_out: Sequence[Quarantined]) -> Table:
     table = Table(("case", "split", "images", "label", "target", "problems"))
     for case in cases:
-        images = ", ".join(f"{image.contrast} {image.shape or ''}".strip() for image in case.images)
+        images = ", ".join(f"{image.contrast} {image.shape or ''}".strip() for image in case.images) or "report only"
         target = "-" if case.target is None else ", ".join(f"{value:g}" for value in case.target)
         table.add(case.id, case.split, images, "yes" if case.label else "-", target, " ".join(case.problems) or "-")
     for item in left_out:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +122,7 @@ def _scan(path: Path, seed: int, shape: Shape, *, ct: bool) -> int:
     return int(phantom.target > 0)
 
 
-def _table(path: Path, names: tuple[str, ...], rows: list[tuple[object, ...]]) -> Path:
+def _table(path: Path, names: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> Path:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([names, *rows])
     write_text(path, stream.getvalue())

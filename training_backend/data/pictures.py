@@ -63,6 +63,8 @@ def read(path: Path, key: str = "") -> list[Volume]:
     meta: dict[str, Any] = {"format": "picture", "file": path.name, "kind": "image", "warnings": said, "notes": notes}
     if pixels.dtype.kind == "u":
         meta["largest"] = int(np.iinfo(pixels.dtype).max)
+    if pixels.dtype == np.uint8:
+        meta["window"] = [0, 255]  # deeper pictures seldom use all their numbers
     if grey:
         return [Volume(np.ascontiguousarray(pixels)[None], geometry, name=scan_name(path), meta=meta)]
     chosen = COLOURS if not key else (key,)
