@@ -32,6 +32,7 @@ GROUPS = {
     "zoo": ("list", "download"),
     "recipes": ("list", "show"),
     "runs": ("list", "show", "resume", "stop", "clone"),
+    "plan": ("run", "add", "show", "buffer"),
 }
 
 POSITIONAL = ("recipe", "paths", "path", "file", "entry", "runs", "folder")
@@ -69,9 +70,13 @@ def _fail(sentence: str, error: Exception) -> int:
 def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else ""
     if name == "run":
-        from training_backend.engine.worker import main as worker
+        from training_backend.jobs.plan import main as worker
 
         return worker(arguments[1:])
+    if name == "end-stage":
+        from training_backend.jobs.plan import end_stage_main
+
+        return end_stage_main(arguments[1:])
     if name == "serve":
         from training_backend.jobs.serve import main as serve
 

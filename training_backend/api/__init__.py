@@ -26,6 +26,7 @@ from training_backend.api.models import (
     reconstruct,
     view,
 )
+from training_backend.api.plan import plan_add, plan_buffer, plan_run, plan_show
 from training_backend.api.runs import (
     runs_clone,
     runs_list,
@@ -59,6 +60,10 @@ __all__ = [
     "doctor",
     "embed",
     "evaluate",
+    "plan_add",
+    "plan_buffer",
+    "plan_run",
+    "plan_show",
     "predict",
     "recipes_list",
     "recipes_show",

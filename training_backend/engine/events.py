@@ -11,6 +11,9 @@ Every event has `type`, `time` (seconds since 1970) and `step`. The other keys b
 ``checkpoint``  `folder`, `best` (bool)
 ``warning``     `message` (sentence), `category`, `cases` (list of ids)
 ``done``        `score`, `seconds`
+``stage``       of a plan: `stage` (number from 1), `modality`, `run` (folder below the plan), `phase` ("training",
+                "measuring", "finished")
+``forgetting``  of a plan: `stage`, `modality`, `rows` (as in ``forgetting.json``)
 ==============  ====================================================================================================
 
 After a resume or a roll-back the steps behind the last checkpoint are reported again; the later event counts.

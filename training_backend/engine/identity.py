@@ -11,6 +11,8 @@ import psutil
 
 WORKER_VARIABLE = "MED3DSSL_WORKER"
 """Set in the environment of detached workers: they log to standard error only and may import no viewer."""
+PARENT_VARIABLE = "MED3DSSL_WITH_PARENT"
+"""Set for workers that have nothing to do once the process that started them is gone."""
 TOLERANCE_S = 1.0
 """Creation times are read back from the kernel's clock ticks; two processes with one pid are seconds apart."""
 

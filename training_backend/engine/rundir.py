@@ -44,26 +44,20 @@ class RunDirectory:
     @classmethod
     def create(cls, path: Path, config: RunConfig, name: str = "") -> RunDirectory:
         """New run in state "queued"; refuses a folder that already holds one."""
+        facts = {"kind": config.kind, "method": config.method.name, "task": config.task.name if config.task else None}
+        return cls.begun(path, located(config).to_yaml(), facts, name)
+
+    @classmethod
+    def begun(cls, path: Path, config: str, facts: dict[str, Any], name: str = "") -> RunDirectory:
+        """New run of any kind in state "queued", with the text of its ``config.yaml`` and further keys of a record."""
         run = cls(Path(path))
         if run.record_path.exists():
             raise RunError(f"{path} already holds a run.", "Choose another folder, or resume it.")
         run.control.mkdir(parents=True, exist_ok=True)
-        write_text(run.config_path, located(config).to_yaml())
-        write_json(
-            run.record_path,
-            {
-                "schema": SCHEMA,
-                "id": run.path.name,
-                "name": name or run.path.name,
-                "kind": config.kind,
-                "method": config.method.name,
-                "task": config.task.name if config.task else None,
-                "state": "queued",
-                "reason": "",
-                "host": socket.gethostname(),
-                "created": time.time(),
-            },
-        )
+        write_text(run.config_path, config)
+        own = {"schema": SCHEMA, "id": run.path.name, "name": name or run.path.name, **facts}
+        origin = {"state": "queued", "reason": "", "host": socket.gethostname(), "created": time.time()}
+        write_json(run.record_path, {**own, **origin})
         return run
 
     @classmethod

@@ -13,25 +13,27 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from training_backend import __version__
-from training_backend.config import RunConfig
 from training_backend.engine.control import Control
 from training_backend.engine.files import write_json
-from training_backend.engine.identity import WORKER_VARIABLE, identity, process
+from training_backend.engine.identity import PARENT_VARIABLE, WORKER_VARIABLE, identity, process
 from training_backend.engine.report import Reporter
 from training_backend.engine.rundir import RunDirectory
 from training_backend.errors import Med3dError, ResourceError, RunError, said, trace
 
 log = logging.getLogger("training_backend.run")
 
+Body = Callable[[RunDirectory, Control, Reporter], str]
+"""What a worker does, instead of training one network; answers the state in which it ends."""
 EXIT_CODES = {"finished": 0, "failed": 1, "cancelled": 3, "paused": 3}
 """Exit code by the state in which a run ended; 0 only when all that was asked for was done."""
 BEAT_S = 5.0
@@ -49,15 +51,17 @@ def main(arguments: Sequence[str]) -> int:
     return execute(RunDirectory.open(Path(arguments[0])))
 
 
-def execute(run: RunDirectory) -> int:
+def execute(run: RunDirectory, body: Body | None = None) -> int:
     """Train `run` from its last checkpoint to its end in this process; answers the exit code.
 
-    With several devices this process becomes torchrun, which starts one process per device.
+    With several devices this process becomes torchrun, which starts one process per device. A `body` does something
+    else than training one network, in this process, and answers in which state it ends.
     """
     if run.record().get("state") == "finished":
         return EXIT_CODES["finished"]
     _bar_viewer_imports()
-    devices, rank = run.config().engine.devices, int(os.environ.get("RANK", "0"))
+    devices = run.config().engine.devices if body is None else 1
+    rank = int(os.environ.get("RANK", "0"))
     with _log_of(run):
         if rank > 0:
             return _work(run, main_process=False)
@@ -66,17 +70,17 @@ def execute(run: RunDirectory) -> int:
                 return _attach(run)
             _become_torchrun(run, devices)
         with _hold(run) as mine:
-            return _work(run, main_process=True) if mine else _attach(run)
+            return _work(run, main_process=True, body=body) if mine else _attach(run)
 
 
-def _work(run: RunDirectory, main_process: bool) -> int:
+def _work(run: RunDirectory, main_process: bool, body: Body | None = None) -> int:
     report, beat = Reporter(run, main_process), threading.Event()
     with Control(run) as control:
         try:
             if main_process:
                 _announce(run, report)
-                threading.Thread(target=_heartbeat, args=(run, beat), daemon=True).start()
-            ending = _train(run, run.config(), control, report)
+                threading.Thread(target=_heartbeat, args=(run, beat, control), daemon=True).start()
+            ending = (body or _train)(run, control, report)
         except Exception as error:  # noqa: BLE001 - whatever it is, the run's directory tells it
             log.error("the run failed\n%s", trace(error))
             _fail(run, report, error)
@@ -88,7 +92,7 @@ def _work(run: RunDirectory, main_process: bool) -> int:
     return EXIT_CODES[ending]
 
 
-def _train(run: RunDirectory, config: RunConfig, control: Control, report: Reporter) -> str:
+def _train(run: RunDirectory, control: Control, report: Reporter) -> str:
     from training_backend.engine import checkpoint, export
     from training_backend.engine.loop import train
     from training_backend.engine.runtime import Runtime
@@ -96,6 +100,7 @@ def _train(run: RunDirectory, config: RunConfig, control: Control, report: Repor
     from training_backend.engine.work import open_work
     from training_backend.tasks.base import Cancelled
 
+    config = run.config()
     runtime = Runtime(config.engine)
     try:
         resuming = checkpoint.newest_verified(run.checkpoints)[0] is not None
@@ -201,10 +206,14 @@ def _become_torchrun(run: RunDirectory, devices: int) -> None:
     os.execv(sys.executable, command)
 
 
-def _heartbeat(run: RunDirectory, ended: threading.Event) -> None:
-    while not ended.wait(BEAT_S):
+def _heartbeat(run: RunDirectory, ended: threading.Event, control: Control) -> None:
+    """Say that the process lives; one that was started for another process saves and ends when that is gone."""
+    parent = psutil.Process().parent() if PARENT_VARIABLE in os.environ else None
+    while not ended.wait(BEAT_S if parent is None else 1.0):
         with suppress(OSError):
             run.beat()
+        if parent is not None and not parent.is_running():
+            control.terminating = True
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 import training_backend
 from training_backend.engine.events import EventWriter
-from training_backend.engine.identity import WORKER_VARIABLE, end_tree, identity, process
+from training_backend.engine.identity import PARENT_VARIABLE, WORKER_VARIABLE, end_tree, identity, process
 from training_backend.engine.rundir import RunDirectory
 from training_backend.errors import RunError
 from training_backend.jobs.registry import RunSummary, remember, summary
@@ -33,8 +33,13 @@ class Launched:
     attached: bool
 
 
-def launch(run: RunDirectory) -> Launched:
+def launch(run: RunDirectory, *, listed: bool = True, with_parent: bool = False) -> Launched:
     """Start or resume a run in a detached process; attach when one lives already.
+
+    Args:
+        run: to start.
+        listed: show it in the list of runs.
+        with_parent: let it save and end when this process is gone.
 
     Raises:
         RunError: the run is finished, or is on another machine.
@@ -48,18 +53,24 @@ def launch(run: RunDirectory) -> Launched:
         for what in ("stop", "pause"):
             run.withdraw(what)
         run.update(state="starting", reason="", pid=None, launched=time.time(), ended=None, queue=None)
-        child = _spawn(run)
+        child = _spawn(run, with_parent=True) if with_parent else _spawn(run)
         try:
             run.update(**identity(child.pid))
         except psutil.NoSuchProcess:
             run.update(pid=child.pid, pid_created=0.0)  # ended already: readers conclude "lost"
-    remember(run)
+    if listed:
+        remember(run)
     return Launched(child.pid, attached=False)
 
 
-def start_detached(arguments: list[str], log: Path, folder: Path) -> subprocess.Popen[bytes]:
+def start_detached(
+    arguments: list[str], log: Path, folder: Path, *, with_parent: bool = False
+) -> subprocess.Popen[bytes]:
     """Start this Python with `arguments` in a session of its own, output appended to `log`."""
     environment = {**os.environ, WORKER_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
+    environment.pop(PARENT_VARIABLE, None)
+    if with_parent:
+        environment[PARENT_VARIABLE] = "1"
     source = str(Path(training_backend.__file__).parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, environment.get("PYTHONPATH", "")]))
     with log.open("ab") as stream:
@@ -138,8 +149,9 @@ def _ask(run: RunDirectory, what: str) -> RunSummary:
     return found
 
 
-def _spawn(run: RunDirectory) -> subprocess.Popen[bytes]:
-    return start_detached(["-m", "training_backend", "run", str(run.path.resolve())], run.log_path, run.path)
+def _spawn(run: RunDirectory, with_parent: bool = False) -> subprocess.Popen[bytes]:
+    arguments = ["-m", "training_backend", "run", str(run.path.resolve())]
+    return start_detached(arguments, run.log_path, run.path, with_parent=with_parent)
 
 
 def _note(run: RunDirectory, step: int, state: str) -> None:

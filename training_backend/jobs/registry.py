@@ -96,13 +96,19 @@ def runs_root() -> Path:
 def new_run(config: RunConfig, name: str = "", root: Path | None = None) -> RunDirectory:
     """New run directory under `root`, its folder named after `name` (or method and task) and never an existing one."""
     parts = [config.method.name, config.task.name if config.task else "pretrain", time.strftime("%Y%m%d-%H%M%S")]
-    stem = _file_safe(name or "-".join(parts))
+    folder = free_folder(name or "-".join(parts), root)
+    return RunDirectory.create(folder, config, name or _file_safe("-".join(parts)))
+
+
+def free_folder(name: str, root: Path | None = None) -> Path:
+    """Folder under `root` that does not exist yet, named after `name`."""
+    stem = _file_safe(name)
     folder = (root or runs_root()) / stem
     number = 2
     while folder.exists():
         folder = folder.with_name(f"{stem}-{number}")
         number += 1
-    return RunDirectory.create(folder, config, name or stem)
+    return folder
 
 
 def list_runs(root: Path | None = None) -> list[RunSummary]:
@@ -135,6 +141,8 @@ def summary(run: RunDirectory | Path) -> RunSummary:
     reason = str(record.get("reason") or "")
     if reason and state in (*ENDED, "paused", "pausing", "queued"):
         sentence = reason if state == "failed" else f"{sentence} {reason}".strip()
+    if record.get("kind") == "plan":
+        actions = tuple(action for action in actions if action != "clone")
     if alive:
         actions = tuple(action for action in actions if action != "delete")
     return RunSummary(

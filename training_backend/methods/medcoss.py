@@ -10,7 +10,7 @@ from training_backend.errors import ConfigError
 from training_backend.methods.base import Batch, Card, Method, PreviewArray, Snapshot, StepOutput
 from training_backend.methods.medcoss_settings import build as build_network
 from training_backend.methods.medcoss_settings import build_encoder, network_settings, reads
-from training_backend.methods.medcoss_stage import PRESETS, MedcossConfig, implied
+from training_backend.methods.medcoss_stage import PRESETS, TOKENIZER, MedcossConfig, implied
 from training_backend.methods.medcoss_views import VIEWS as SHOWN
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from training_backend.data.streams import Stream
     from training_backend.nn.medcoss_words import Words
 
-TOKENIZER = "tokenizer.json"
-"""File beside a buffer of reports."""
 VIEWS = {"text": ("text",), "2d": ("resized", "crop", "volume"), "3d": ("crop", "volume")}
 """Views that a kind can be learnt from, the usual one first."""
 

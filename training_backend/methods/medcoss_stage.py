@@ -9,8 +9,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from training_backend.config import ConfigModel, ui
+from training_backend.config.plan import NAME
 from training_backend.methods.medcoss_settings import PUBLISHED_SIZES, Kind, MedcossNetworkConfig
 
+TOKENIZER = "tokenizer.json"
+"""File beside a buffer of reports."""
 MODALITIES: Mapping[str, Kind] = {"1D_text": "text", "2D_xray": "2d", "3D_CT": "3d", "3D_MR": "3d", "2D_path": "2d"}
 """Kind of each published modality, in the order in which the authors teach them."""
 
@@ -47,7 +50,7 @@ class RehearsalConfig(ConfigModel):
 class MedcossConfig(MedcossNetworkConfig):
     """Settings of one stage of continual learning."""
 
-    modality: str = "3D_CT"
+    modality: str = Field("3D_CT", pattern=NAME)
     """Name of what this stage teaches: 1D_text, 2D_xray, 3D_CT, 3D_MR, 2D_path as published, or one of your own."""
     text: WordsConfig = WordsConfig()
     rehearsal: RehearsalConfig = RehearsalConfig()
@@ -178,6 +181,7 @@ SHARED = (
     "rows_2d",
     "rows_3d",
     "in_channels",
+    "axes",
     "vocabulary",
     "text_rows",
     "text",
