@@ -7,10 +7,11 @@ import pytest
 
 from training_backend.config.recipes import recipe
 from training_backend.data.dataset import Dataset
-from training_backend.data.manifest import ClassEntry, DatasetInfo
+from training_backend.data.manifest import CaseRecord, ClassEntry, DatasetInfo, Split
 from training_backend.data.volume import Geometry, Volume
 
 SHAPE = (24, 36, 36)
+PICTURE = (1, 36, 44)
 
 
 def phantom(name: str, seed: int) -> tuple[list[Volume], Volume | None, tuple[float, ...] | None]:
@@ -18,23 +19,47 @@ def phantom(name: str, seed: int) -> tuple[list[Volume], Volume | None, tuple[fl
     found = recipe(name)
     facts, rng = found.dataset, np.random.default_rng(seed)
     spacing = facts.spacing_mm or (1.0, 1.0, 1.0)
-    geometry = Geometry.from_spacing(SHAPE, spacing)
-    labels = np.zeros(SHAPE, np.uint8)
+    flat = facts.modality in ("XR", "histology")
+    shape = PICTURE if flat else SHAPE
+    geometry = Geometry.from_spacing(shape, spacing)
+    labels = np.zeros(shape, np.uint8)
     segments = found.task == "segmentation"
     for value in range(1, len(facts.classes)) if segments else ():
-        z, y, x = rng.integers(2, (14, 22, 22))
+        z, y, x = rng.integers(2, (14, 22, 22)) * (not flat, 1, 1)
         labels[z : z + 6, y : y + 9, x : x + 9] = value
     target = None if segments else (float(seed % len(facts.classes)),)
     shade = labels.astype(np.float32) + (0 if target is None else target[0])
     volumes = []
     for channel in facts.channels:
-        noise = rng.standard_normal(SHAPE)
+        noise = rng.standard_normal(shape)
+        if flat:
+            picture = np.clip(60 + 30 * shade + 8 * noise, 0, 255).astype(np.uint8)
+            volumes.append(Volume(picture, geometry, "unknown", channel, {"contrast": channel, "largest": 255}))
+            continue
         array = 100 + 60 * shade + 20 * noise if facts.modality == "MR" else -100 + 150 * shade + 40 * noise
         if found.run["data"]["intensity"]["profile"] == "identity" and facts.layout == "medmnist":
             array = np.clip(0.3 + 0.3 * shade + 0.1 * noise, 0, 1)
         volumes.append(Volume(array.astype(np.float32), geometry, facts.modality, channel, {"contrast": channel}))
     label = Volume(labels, geometry, "labels", "labels", {"kind": "labels"}) if segments else None
     return volumes, label, target
+
+
+def told(dataset: Dataset, index: int, split: Split, classes: int) -> Dataset:
+    """`dataset` with a sentence more of each class, and no scan."""
+    added = [
+        CaseRecord(
+            id=f"case_{index}_{kind}",
+            subject=f"case_{index}_{kind}",
+            split=split,
+            report=f"{'very ' * index}typical sentence of part {kind}",
+            target=(float(kind),),
+        )
+        for kind in range(classes)
+    ]
+    info = dataset.info.model_copy(update={"modality": "text"})
+    grown = Dataset(dataset.folder, info, [*dataset.cases(), *added])
+    grown.save()
+    return grown
 
 
 class Cohorts:
@@ -56,7 +81,7 @@ class Cohorts:
             info = DatasetInfo(
                 name="phantoms",
                 contrasts=facts.channels,
-                modality=facts.modality,
+                modality="unknown" if facts.modality in ("XR", "histology") else facts.modality,
                 spacing_mm=facts.spacing_mm,
                 crop_body=facts.crop_body,
                 classes=classes if found.task == "segmentation" else (),
@@ -64,6 +89,9 @@ class Cohorts:
             dataset = Dataset(self.factory.mktemp("recipe"), info)
             dataset.save()
             for index, split in enumerate(("train", "train", "val")):
+                if found.task == "text_classification":
+                    dataset = told(dataset, index, split, len(facts.classes))
+                    continue
                 volumes, label, target = phantom(name, index)
                 dataset.add_case(volumes, label, id=f"case_{index}", split=split, target=target)
             self.made[key] = dataset

@@ -105,3 +105,16 @@ def test_statistics_survive_json():
     one = statistics(values, scale=0.25, ct=True, whole=values)
     assert one.nonzero == (50.0, pytest.approx(values[1:].std()))
     assert Statistics.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+
+
+def test_a_data_sets_own_mean_and_deviation_are_applied_between_its_bounds():
+    config = IntensityConfig(profile="standard", low=-1024, high=325, mean=158.58, std=324.70)
+    hu = np.array([-2000, -1024, 158.58, 325, 900], np.float32).reshape(1, 1, 1, 5)
+    expected = (np.clip(hu, -1024, 325) - 158.58) / 324.70
+    found = normalise(hu, [statistics(hu, ct=True)], config)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    tensor = normalise(torch.from_numpy(hu), [statistics(hu, ct=True)], config)
+    np.testing.assert_allclose(tensor.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(denormalise(found, statistics(hu, ct=True), config), np.clip(hu, -1024, 325), atol=1e-2)
+    with pytest.raises(ConfigError, match="needs mean and std"):
+        normalise(hu, [statistics(hu)], IntensityConfig(profile="standard", low=0, high=1))

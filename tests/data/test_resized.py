@@ -158,3 +158,14 @@ def test_resizing_does_not_leave_eight_bits():
     small = resize(edges, (1, 5, 7), eight_bits=True)
     assert small.dtype == np.int16
     assert (small.min(), small.max()) == (0, 255)
+
+
+def test_a_share_of_one_is_all_of_a_picture_whatever_its_shape(tmp_path, run_config):
+    Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(40, 0)).save(tmp_path / "wide.png")
+    ingest(tmp_path / "wide.png", tmp_path / "dataset", IngestConfig(workers=0, splits=(1, 0, 0)))
+    dataset = Dataset.open(tmp_path / "dataset")
+    data = {"view": "resized", "size": (1, 32, 32), "area": (1.0, 1.0), "augment": {"flip": (0, 0, 0)}}
+    loader = ViewLoader(dataset, run_config(dataset.folder, data=data))
+    row = loader.to_batch(next(loader.batches()), "cpu").volume[0, 0, 0, 0]
+    assert row[0] < 0.05
+    assert row[-1] > 0.95

@@ -13,15 +13,22 @@ from training_backend.config.model import ConfigModel, ui
 class IntensityConfig(ConfigModel):
     """How stored values become network input; saved with the weights, so prediction cannot differ."""
 
-    profile: Literal["auto", "window", "percentile", "scaled", "zscore", "zscore_nonzero", "identity"] = "auto"
+    profile: Literal["auto", "window", "percentile", "scaled", "standard", "zscore", "zscore_nonzero", "identity"] = (
+        "auto"
+    )
     """auto: scaled for pictures, window for CT, unchanged when already within [0, 1], else percentile. window: [low,
     high] to [0, 1]. scaled: divided by high, within [-1, 1]; pictures by 255 or 65535 when high is empty.
     percentile: [low, high] per cent of the volume's body to [0, 1]. zscore: zero mean, unit variance over the body.
-    zscore_nonzero: the same over all voxels but zeros, which stay 0, as VoCo's authors see MR. identity: as stored."""
+    zscore_nonzero: the same over all voxels but zeros, which stay 0, as VoCo's authors see MR. standard: cut at low and
+    high, then zero mean and unit variance by mean and std of the data set. identity: as stored."""
     low: float | None = None
     """Lower bound: HU for window (-1200 as TANGERINE when empty), per cent for percentile (0.5 when empty)."""
     high: float | None = None
     """Upper bound: HU for window (800 when empty), per cent for percentile (99.5 when empty); divisor for scaled."""
+    mean: float | None = Field(None, json_schema_extra=ui(advanced=True))
+    """Mean of the data set, for standard."""
+    std: float | None = Field(None, gt=0, json_schema_extra=ui(advanced=True))
+    """Standard deviation of the data set, for standard."""
 
 
 class AugmentConfig(ConfigModel):
@@ -138,6 +145,11 @@ class DataConfig(ConfigModel):
     """With resized views: bounds of the share of a picture that a training view shows."""
     keep_aspect: bool = True
     """With whole volumes: keep proportions and pad. Off stretches every axis, as TANGERINE's helper does."""
+    centre: float = Field(1.0, gt=0, le=1, json_schema_extra=ui(advanced=True))
+    """With whole volumes: share of the body's height and width that is seen, about the middle of its slices (0.75 in
+    CC-CCII: 384 of 512 pixels)."""
+    wander: int = Field(0, ge=0, json_schema_extra=ui(advanced=True))
+    """With whole volumes: pixels of a training view that its middle moves by at most, at random."""
     crops_per_volume: int = Field(2, ge=1, json_schema_extra=ui(advanced=True))
     """Crops cut from a volume each time it is opened."""
     foreground: float = Field(0.5, ge=0, le=1, json_schema_extra=ui(advanced=True))

@@ -25,9 +25,16 @@ PRESET = "published"
 
 
 RecipeTask = Literal[
-    "segmentation", "classification", "regression", "registration", "report_generation", "retrieval", "vocabulary"
+    "segmentation",
+    "classification",
+    "text_classification",
+    "regression",
+    "registration",
+    "report_generation",
+    "retrieval",
+    "vocabulary",
 ]
-NAMED = ("segmentation", "classification", "regression", "vocabulary")
+NAMED = ("segmentation", "classification", "text_classification", "regression", "vocabulary")
 """Tasks whose recipes name two or more classes."""
 
 
@@ -67,7 +74,7 @@ class DatasetFacts(ConfigModel):
     prepare: str = ""
     """Command that makes the dataset, where it is not simply ingested."""
     modality: str
-    """CT or MR."""
+    """CT or MR; XR and histology for pictures, text for reports."""
     channels: tuple[str, ...] = ("image",)
     """Contrasts stacked as input, in this order."""
     classes: tuple[str, ...] = ()
@@ -172,7 +179,7 @@ def recipe_config(
         base["task"] = {"classes": facts.classes}
     elif found.task in ("vocabulary", "retrieval"):
         base["task"] = {"findings": facts.classes}
-    elif found.task == "classification":
+    elif found.task in ("classification", "text_classification"):
         base["task"] = {"class_names": facts.classes, "classes": len(facts.classes), "kind": "multiclass"}
     for part in (found.run, {} if weights else found.scratch, changes or {}):
         base = merged(base, part)

@@ -15,6 +15,7 @@ from training_backend.data import importers_tables as tables
 from training_backend.data.dataset import INFO, MANIFEST, check_splits
 from training_backend.data.drafts import Described, Drafts, described, relative
 from training_backend.data.facts import is_picture
+from training_backend.data.importers_abstracts import abstracts, has_abstracts
 from training_backend.data.read import can_read
 from training_backend.errors import ConfigError, DataError
 
@@ -30,6 +31,7 @@ LAYOUTS: dict[str, Callable[[Path], Drafts]] = {
     "csv": tables.csv_table,
     "list": tables.text_list,
     "reports": tables.reports,
+    "abstracts": abstracts,
     "ua-mt": folders.ua_mt,
     "dicom": folders.dicom,
 }
@@ -72,6 +74,8 @@ def layout_of(path: Path) -> str:
         return "bids"
     if any((path / f"{split}.list").is_file() for split in ("train", "val", "test")):
         return "ua-mt"
+    if has_abstracts(path):
+        return "abstracts"
     if folders.pair_folders(path) is not None:
         return "paired"
     scans = (file for file in path.rglob("*") if folders.is_scan(file) and not is_picture(file))

@@ -83,28 +83,28 @@ def normalise(array: Any, statistics: Sequence[Any], config: IntensityConfig) ->
     Args:
         array: numpy array or torch tensor (any device) [..., D, H, W] of stored values.
         statistics: of each image along the leading axes: ``[C]`` for [C, D, H, W], ``[B][C]`` for [B, C, D, H, W].
-        config: the profile; window and percentile give values in [0, 1], scaled in [-1, 1].
+        config: the profile; window and percentile give values in [0, 1], scaled in [-1, 1], standard what the bounds
+            become.
 
     Returns:
         The same kind of array, never the one given.
     """
     leading = array.shape[: array.ndim - 3]
     terms = np.array([_terms(one, config) for one in _flat(statistics)], np.float32).reshape(*leading, 1, 1, 1, 3)
-    lowest = -1 if config.profile == "scaled" else 0
-    clip = config.profile in ("auto", "window", "percentile", "scaled")
+    bounds = _bounds(config)
     if isinstance(array, np.ndarray):
         scale, low, width = np.moveaxis(terms, -1, 0)
         result = (array.astype(np.float32) * scale - low) / width
         if config.profile == "zscore_nonzero":
             result[array == 0] = 0
-        return np.clip(result, lowest, 1, out=result) if clip else result
+        return result if bounds is None else np.clip(result, *bounds, out=result)
     import torch
 
     scale, low, width = torch.from_numpy(terms).to(array.device).unbind(-1)
     result = array.to(torch.float32, copy=True).mul_(scale).sub_(low).div_(width)
     if config.profile == "zscore_nonzero":
         result.masked_fill_(array == 0, 0)
-    return result.clamp_(lowest, 1) if clip else result
+    return result if bounds is None else result.clamp_(*bounds)
 
 
 def denormalise(array: Array, statistics: Statistics, config: IntensityConfig) -> npt.NDArray[np.float32]:
@@ -154,6 +154,26 @@ def _largest(statistics: Statistics, config: IntensityConfig) -> float:
     return largest
 
 
+def _bounds(config: IntensityConfig) -> tuple[float, float] | None:
+    """Smallest and largest network value of a profile; None where nothing is cut off."""
+    if config.profile == "standard":
+        low, high, mean, std = _standard(config)
+        return (low - mean) / std, (high - mean) / std
+    lowest = -1.0 if config.profile == "scaled" else 0.0
+    return (lowest, 1.0) if config.profile in ("auto", "window", "percentile", "scaled") else None
+
+
+def _standard(config: IntensityConfig) -> tuple[float, float, float, float]:
+    """Bounds, mean and standard deviation of the profile "standard"."""
+    low, high, mean, std = config.low, config.high, config.mean, config.std
+    if low is None or high is None or mean is None or std is None or not low < high:
+        raise ConfigError(
+            "The intensity profile standard cuts values at low and high, and needs mean and std of the data set.",
+            "Set data.intensity.low, high, mean and std, low below high.",
+        )
+    return low, high, mean, std
+
+
 def _terms(statistics: Statistics, config: IntensityConfig) -> tuple[float, float, float]:
     """(scale, low, width) such that input = (stored * scale - low) / width."""
     profile = profile_of(statistics, config)
@@ -161,6 +181,8 @@ def _terms(statistics: Statistics, config: IntensityConfig) -> tuple[float, floa
         return statistics.scale, 0.0, 1.0
     if profile == "scaled":
         return statistics.scale, 0.0, _largest(statistics, config)
+    if profile == "standard":
+        return (statistics.scale, *_standard(config)[2:])
     if profile == "zscore":
         return statistics.scale, statistics.mean, max(statistics.std, 1e-6)
     if profile == "zscore_nonzero":

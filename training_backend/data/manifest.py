@@ -83,7 +83,7 @@ class DatasetInfo(ConfigModel):
     name: str
     layout: str = ""
     """What the source was recognised as: "folder", "paired", "msd", "nnunet", "bids", "monai", "csv", "reports",
-    "ua-mt" or "dicom"."""
+    "abstracts", "ua-mt" or "dicom"."""
     root: str = "."
     """Folder of the source files, relative to the dataset's folder when below it."""
     contrasts: tuple[str, ...] = ()

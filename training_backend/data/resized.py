@@ -65,13 +65,13 @@ def resized_view(
         stored: open case, with as many slices as `size` has.
         size: voxels along (z, y, x).
         key: decides the part; None takes all of it.
-        area: bounds of the share of the picture that a part has.
+        area: bounds of the share of the picture that a part has; from 1 on it is all of it, whatever its shape.
         channels: contrasts to read.
         labels: read the label map too; its classes are never mixed.
     """
     depth, height, width = stored.shape
     check_slices(depth, size, stored.id)
-    part = Part(0, 0, height, width) if key is None else random_part(height, width, area, key)
+    part = Part(0, 0, height, width) if key is None or area[0] == 1 else random_part(height, width, area, key)
     start, box = (0, part.y, part.x), (depth, part.height, part.width)
     image = stored.read_image(start, box, channels)
     eight = [stored.statistics[channel].largest == EIGHT_BITS for channel in channels]
