@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -18,9 +18,17 @@ from training_backend.engine.optim import make_optimizer
 from training_backend.engine.runtime import Runtime
 from training_backend.engine.state import Progress, TrainState
 from training_backend.engine.step import optimise
+from training_backend.engine.work import Work
 from training_backend.methods.base import StepOutput
 from training_backend.nn.medcoss import MedcossEncoder, MedcossNetwork
 from training_backend.nn.medcoss_distil import ImageDraws, TextDraws, distil_images, distil_text
+
+
+class _Given(Work):
+    """Work whose batches are those of the case."""
+
+    def to_batch(self, views: StepViews) -> Any:
+        return SimpleNamespace(case_ids=views.case_ids, step=views.step)
 
 
 def check_trace(case: Case) -> None:
@@ -34,15 +42,18 @@ def check_trace(case: Case) -> None:
     network, teacher = whole(case, sizes), teacher_of(case, sizes)
     optimizer = make_optimizer(network, optim)
     assert sorted(optimizer.param_groups[0]["names"]) == sorted(no_decay)
-    work: Any = SimpleNamespace(
-        config=SimpleNamespace(seed=0, optim=optim),
+    not_needed: Any = None
+    work = _Given(
+        config=cast(Any, SimpleNamespace(seed=0, optim=optim)),
         runtime=Runtime(EngineConfig(device="cpu")),
+        dataset=not_needed,
+        loader=not_needed,
         state=TrainState(network, optimizer, None, Progress(micro_batch=optim.batch_size)),
-        total_steps=optim.max_steps,
-        snapshot_step=None,
-        views_per_process=optim.batch_size,
-        to_batch=lambda views: SimpleNamespace(case_ids=views.case_ids, step=views.step),
-        loss=lambda network, batch, _: StepOutput(_loss(case, network, teacher, batch.step, order, current)),
+        loss=lambda network, batch, _: StepOutput(_loss(case, network, teacher, batch.step, order, current)),  # type: ignore[arg-type, attr-defined]
+        method=not_needed,
+        task=None,
+        total_steps=optim.max_steps or 0,
+        steps_per_epoch=len(order),
     )
     outcomes = []
     for step in range(steps):
