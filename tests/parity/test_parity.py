@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.parity import ar, mae3d, medcoss, voco
+from tests.parity import ar, mae3d, medcoss, mg3d, voco
 from tests.parity.cases import read_manifest
 
-SYSTEMS = {"3D-MAE-MedImaging": mae3d, "AR-SSL4M": ar, "Large-Scale-Medical": voco, "MedCoSS": medcoss}
+SYSTEMS = {"3D-MAE-MedImaging": mae3d, "AR-SSL4M": ar, "Large-Scale-Medical": voco, "MedCoSS": medcoss, "MG-3D": mg3d}
 """Module of each covered system, by a part of the `reference` that its manifest names. A module gives
 `checks(folder, manifest)`, the named checks of a folder."""
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training_backend.nn.attention import NORM_EPS
-from training_backend.nn.patch import pad_to_patch
+from training_backend.nn.patch import fitting
 
 if TYPE_CHECKING:
     from training_backend.methods.base import Encoder
@@ -84,7 +84,7 @@ class VolumeHead(nn.Module):
                 "Train one with task.pooling tokens.",
             )
         encoder = cast("Encoder", self.encoder)
-        padded = pad_to_patch(volume, encoder.patch_size)
+        padded = fitting(encoder, volume)
         features = encoder.encode(padded)
         scores: Tensor = self.score(_final_norm(self.encoder)(features.tokens))
         return scores.transpose(1, 2).unflatten(2, features.grid)
@@ -162,7 +162,7 @@ def authors_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _encode(encoder: Encoder, volume: Tensor) -> tuple[Tensor, Tensor | None]:
-    out = encoder.encode(pad_to_patch(volume, encoder.patch_size))
+    out = encoder.encode(fitting(encoder, volume))
     return out.tokens, out.summary
 
 

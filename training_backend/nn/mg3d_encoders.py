@@ -39,6 +39,8 @@ class VisionEncoder(nn.Module):
     in_channels: int
     strides: tuple[int, ...] = ()
     """Voxels along each axis of a position of each map."""
+    any_size: bool = False
+    """Whether volumes need not be padded to whole tokens: the transformer pads its own maps, as published."""
 
     def maps(self, volume: Tensor) -> list[Tensor]:
         """Maps [B, C, d, h, w] of `volume` [B, C, D, H, W] from fine to coarse; the last has a place per token."""
@@ -53,23 +55,30 @@ class VisionEncoder(nn.Module):
         return self.shown(self.maps(volume))[-1].flatten(2).transpose(1, 2)
 
     def encode(self, volume: Tensor, hidden: Sequence[int] = ()) -> EncoderOutput:
-        """Features of `volume` [B, C, D, H, W], whose sides are multiples of 32 voxels.
+        """Features of `volume` [B, C, D, H, W], whose sides are multiples of 32 voxels unless it takes any size.
 
         Tokens are the last map as it is, without norm, as published for classification. The pyramid holds all maps,
         those of the transformer with the channels of each voxel standardised, as published for segmentation. `hidden`
         blocks give the map of their stage averaged (or repeated) to tokens.
         """
-        grid = patch_grid(tuple(volume.shape[2:]), self.patch_size)
+        grid = self.grid(volume)
         maps = self.maps(volume)
         kept = tuple(_tokens(maps[self._stage(block)], grid) for block in hidden)
         return EncoderOutput(_tokens(maps[-1], grid), grid, hidden=kept, pyramid=self.shown(maps))
 
     def attention(self, volume: Tensor, block: int) -> Tensor:
         """Size [B, 1, d, h, w] of the features of a block's map, averaged to tokens; convolutions have no attention."""
-        grid = patch_grid(tuple(volume.shape[2:]), self.patch_size)
+        grid = self.grid(volume)
         size = self.maps(volume)[self._stage(block)].norm(dim=1, keepdim=True)
         shares = F.adaptive_avg_pool3d(size, grid)
         return shares / shares.sum(dim=(2, 3, 4), keepdim=True).clamp_min(1e-12)
+
+    def grid(self, volume: Tensor) -> Triple:
+        """Tokens of `volume` along (d, h, w), or a `GeometryError` for a size that the encoder cannot take."""
+        if not self.any_size:
+            return patch_grid(tuple(volume.shape[2:]), self.patch_size)
+        d, h, w = (-(-side // TOKEN) for side in volume.shape[2:])
+        return (d, h, w)
 
     def layer_id(self, parameter: str) -> int:
         """Depth of a parameter for layer-wise decay: 0 embeddings, i + 1 block i, depth + 1 anything later."""
@@ -99,6 +108,7 @@ class SwinVision(VisionEncoder, SwinTransformer):
     embedded_maps = (4,)
     """Map of the pyramid whose channels make the width."""
     strides = (2, 4, 8, 16, 32)
+    any_size = True
 
     def __init__(
         self,
@@ -144,7 +154,7 @@ class SwinVision(VisionEncoder, SwinTransformer):
 
     def attention(self, volume: Tensor, block: int) -> Tensor:
         """Attention [B, heads, d, h, w] that each place of a token gets from the others of its windows at `block`."""
-        grid = patch_grid(tuple(volume.shape[2:]), self.patch_size)
+        grid = self.grid(volume)
         chosen, rest = divmod(block, 2)
         x = self.patch_embed(volume)
         for index in range(chosen):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training_backend.errors import GeometryError
+
+if TYPE_CHECKING:
+    from training_backend.methods.base import Encoder
 
 Triple = tuple[int, int, int]
 
@@ -80,3 +83,8 @@ def pad_to_patch(volume: Tensor, patch_size: Triple, value: float = 0.0) -> Tens
     """`volume` [B, C, D, H, W] with `value` appended at the end of each axis up to the next multiple of the patch."""
     missing = [-size % patch for size, patch in zip(volume.shape[2:], patch_size, strict=True)]
     return F.pad(volume, [0, missing[2], 0, missing[1], 0, missing[0]], value=value) if any(missing) else volume
+
+
+def fitting(encoder: Encoder, volume: Tensor) -> Tensor:
+    """`volume` [B, C, D, H, W] padded to whole patches of `encoder`, or as it is for one that takes any size."""
+    return volume if getattr(encoder, "any_size", False) else pad_to_patch(volume, encoder.patch_size)

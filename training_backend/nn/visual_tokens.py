@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training_backend.errors import ConfigError
-from training_backend.nn.patch import pad_to_patch
+from training_backend.nn.patch import fitting
 
 if TYPE_CHECKING:
     from training_backend.methods.base import Encoder, EncoderOutput
@@ -95,4 +95,4 @@ def encoded(encoder: nn.Module, volume: Tensor, freeze: bool) -> EncoderOutput:
     """Features of `volume` [B, C, D, H, W], padded with zeros to whole patches; without gradient where frozen."""
     found = cast("Encoder", encoder)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze):
-        return found.encode(pad_to_patch(volume, found.patch_size))
+        return found.encode(fitting(found, volume))
