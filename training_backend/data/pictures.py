@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -52,25 +54,24 @@ def read(path: Path, key: str = "") -> list[Volume]:
     Whole numbers stay what they are: uint8, or uint16 of 16-bit grey. ``meta["largest"]`` is the largest number that
     the format can hold, which intensities are divided by; `notes` say what was assumed.
     """
-    with _opened(path) as image:
-        _check(path, image)
-        geometry, grey, said = _geometry(image), _is_grey(image), _warnings(path, image)
-        colours = () if grey else COLOURS
-        _check_key(path, key, colours)
-        notes = [ASSUMED_SPACING] if _told_spacing(image) is None else []
-        notes += ["The picture was turned upright, as its file asks."] if _turn(image) > 1 else []
-        pixels = _pixels(image, grey=grey)
-    meta: dict[str, Any] = {"format": "picture", "file": path.name, "kind": "image", "warnings": said, "notes": notes}
+    check_file(path)
+    state = path.stat()
+    found = _decoded(path, state.st_mtime_ns, state.st_size)
+    pixels, geometry = found.pixels, found.geometry
+    grey = pixels.ndim == 2
+    _check_key(path, key, () if grey else COLOURS)
+    meta: dict[str, Any] = {"format": "picture", "file": path.name, "kind": "image"}
+    meta |= {"warnings": list(found.warnings), "notes": list(found.notes)}
     if pixels.dtype.kind == "u":
         meta["largest"] = int(np.iinfo(pixels.dtype).max)
     if pixels.dtype == np.uint8:
         meta["window"] = [0, 255]  # deeper pictures seldom use all their numbers
     if grey:
-        return [Volume(np.ascontiguousarray(pixels)[None], geometry, name=scan_name(path), meta=meta)]
+        return [Volume(pixels[None].copy(), geometry, name=scan_name(path), meta=meta)]
     chosen = COLOURS if not key else (key,)
     return [
         Volume(
-            np.ascontiguousarray(pixels[None, ..., COLOURS.index(colour)]),
+            pixels[None, ..., COLOURS.index(colour)].copy(),
             geometry,
             name=scan_name(path) if key else f"{scan_name(path)} {colour}",
             meta={**meta, "contrast": colour},
@@ -107,6 +108,28 @@ def save_picture(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
     Image.fromarray(pixels).save(stream, format="PNG")
     with atomic(path) as file:
         file.write(stream.getvalue())
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Upright pixels [H, W] or [H, W, 3] of a picture, and what there is to say of it."""
+
+    pixels: Array
+    geometry: Geometry
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@lru_cache(maxsize=1)
+def _decoded(path: Path, _modified: int, _size: int) -> _Decoded:
+    """The picture as it is now; its colours are read one after the other, and decoded once."""
+    with _opened(path) as image:
+        _check(path, image)
+        geometry, grey, said = _geometry(image), _is_grey(image), tuple(_warnings(path, image))
+        notes = [ASSUMED_SPACING] if _told_spacing(image) is None else []
+        notes += ["The picture was turned upright, as its file asks."] if _turn(image) > 1 else []
+        pixels = _pixels(image, grey=grey)
+    return _Decoded(pixels, geometry, said, tuple(notes))
 
 
 @contextmanager
