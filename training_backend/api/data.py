@@ -94,7 +94,15 @@ def data_split(folder: Path, folds: int = 5, fold: int = 0, seed: int = 0) -> Ta
 
 def data_prepare(
     recipe: Literal[
-        "tangerine", "nodulemnist3d", "ricord", "deeplesion", "adni", "tcga", "mimic-cxr", "mimic-cxr-reports"
+        "tangerine",
+        "nodulemnist3d",
+        "ricord",
+        "cc-ccii",
+        "deeplesion",
+        "adni",
+        "tcga",
+        "mimic-cxr",
+        "mimic-cxr-reports",
     ],
     paths: tuple[Path, ...],
     output: Path,
@@ -109,7 +117,8 @@ def data_prepare(
     Args:
         recipe: tangerine: whole CT on a cube of `size` voxels (256), [-1200, 800] HU to [0, 1], .npz files and their
             list, for the authors' own tools. nodulemnist3d: a dataset of the MedMNIST file, official splits kept.
-            ricord: a dataset of DICOM folders with a table of labels, in Hounsfield units. deeplesion, adni: slabs of
+            ricord: a dataset of DICOM folders with a table of labels, in Hounsfield units. cc-ccii: a dataset of its
+            folders of slices, CLASS/PATIENT/SCAN/0001.png, in grey levels. deeplesion, adni: slabs of
             16 x 192 x 192 voxels for the CT and MR stages of MedCoSS. tcga, mimic-cxr: pictures of tissue and
             radiographs of 224 x 224 pixels for its 2-D stages. mimic-cxr-reports: cleaned reports for its text stage.
         paths: CT files or DICOM folders; the one .npz file; the one folder that the table's paths are relative to; the
@@ -134,6 +143,10 @@ def data_prepare(
             return prepare_nodules(
                 paths[0], output, size=size or 128, truncate=truncate, progress=progress_bar("prepare")
             )
+        if recipe == "cc-ccii":
+            from training_backend.data.prepare_ccii import prepare_ccii
+
+            return prepare_ccii(paths[0], output, progress=progress_bar("prepare"))
         if recipe != "ricord":
             return _prepare_stage(recipe, paths[0], output, size, labels)
         from training_backend.data.prepare_ricord import prepare_ricord

@@ -107,6 +107,8 @@ class ViewLoader:
         self.rank = rank
         self.world = world
         self.unit = unit
+        self.read_from = 0
+        """Step before which no view is read, because nothing looks at it: see `ViewLoader.unread`."""
         check_area(config.data.area)
         self.sequences: Sequences | None = None
         self.pairs: Pairs | None = None
@@ -147,8 +149,21 @@ class ViewLoader:
 
     def batches(self, start_step: int = 0) -> Iterator[StepViews]:
         """Views of this process for each step from `start_step` to `total_steps`."""
-        steps = self._assembled(start_step)
+        steps = self._steps(start_step)
         return ahead(steps) if self._pinned else steps
+
+    def unread(self, step: int) -> StepViews:
+        """The views of this process for a step by their names alone: images have no channel."""
+        import torch
+
+        slots = self._slots(step)
+        names = [self.cases[self._key(slot)[2]].id for slot in slots]
+        nothing = torch.zeros(NO_VOXELS)
+        entries = [
+            (_Loaded(_Item(slot, 1), name, (nothing,), padding=(None,)), 0)
+            for slot, name in zip(slots, names, strict=True)
+        ]
+        return self._stacked(step, slots, entries)
 
     def to_batch(self, views: StepViews, device: torch.device | str) -> Batch:
         """Normalise and augment `views` on `device`."""
@@ -174,7 +189,7 @@ class ViewLoader:
         )
         if batch.padding is not None and batch.padding is views.padding:
             batch.padding = batch.padding.clone()  # on the CPU nothing was copied, and flips work in place
-        if self.split != "train" or self._reports:
+        if self.split != "train" or not views.images.shape[1]:
             return batch
         changes = [augment.draw(self.config.data.augment, key) for key in views.keys]
         return augment.apply(batch, changes, views.spacing_mm)
@@ -183,7 +198,7 @@ class ViewLoader:
         """Network input of `images`; sequences and pairs are that already: each slab or scan has its own numbers."""
         import torch
 
-        if self.sequences is not None or self.pairs is not None or self._reports:
+        if self.sequences is not None or self.pairs is not None or not views.images.shape[1]:
             return images.to(torch.float32, copy=True)
         result: Tensor = normalise(images, views.statistics, self.config.data.intensity)
         return result
@@ -216,6 +231,11 @@ class ViewLoader:
             end = min(end, self.views_per_epoch)
         first = min(step * batch + self.rank * share, end)
         return range(first, min(first + share, end))
+
+    def _steps(self, start_step: int) -> Iterator[StepViews]:
+        first = max(start_step, min(self.read_from, self.total_steps))
+        yield from map(self.unread, range(start_step, first))
+        yield from self._assembled(first)
 
     def _assembled(self, start_step: int) -> Iterator[StepViews]:
         waiting: deque[tuple[_Loaded, int]] = deque()  # (case, view of it) for each slot to come
@@ -400,7 +420,15 @@ class _Reader:
 
             folder = self.loader.dataset.folder / case.store["folder"]
             return volume_view(
-                stored, folder, data.size, keep_aspect=data.keep_aspect, channels=channels, labels=labels
+                stored,
+                folder,
+                data.size,
+                keep_aspect=data.keep_aspect,
+                channels=channels,
+                labels=labels,
+                centre=data.centre,
+                wander=data.wander,
+                key=self.loader._key(slot) if self.loader.split == "train" else None,
             )
         key = self.loader._key(slot)
         if data.view == "resized":

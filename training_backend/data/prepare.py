@@ -38,6 +38,8 @@ class InputProfile(ConfigModel):
     """Voxels of a view along (z, y, x)."""
     keep_aspect: bool = True
     """With whole volumes: isotropic and padded, or stretched."""
+    centre: float = 1.0
+    """With whole volumes: share of height and width that is seen, about the middle."""
     crop_body: bool = True
     """Look at the box around the body only."""
 
@@ -59,6 +61,7 @@ class InputProfile(ConfigModel):
             view=data.view if data.view in ("volume", "resized") else "crop",
             size=data.size,
             keep_aspect=data.keep_aspect,
+            centre=data.centre,
             crop_body=info.crop_body,
         )
 
@@ -167,7 +170,7 @@ def _prepared(
         label = None if label is None else resize_labels(label, profile.size)
         geometry = view_grid(geometry, profile.size, keep_aspect=False)
     if profile.view == "volume":
-        grid = view_grid(geometry, profile.size, keep_aspect=profile.keep_aspect)
+        grid = view_grid(geometry, profile.size, keep_aspect=profile.keep_aspect, centre=profile.centre)
         images = [
             resample(image, geometry, grid, fill=one.minimum / one.scale)
             for image, one in zip(images, statistics, strict=True)

@@ -11,15 +11,26 @@ import numpy.typing as npt
 
 from training_backend.data.resample import resample
 from training_backend.data.store import StoredArray, StoredCase, write_array
-from training_backend.data.views import IGNORED, View
+from training_backend.data.views import IGNORED, Key, View, generator
 from training_backend.data.volume import Array, Geometry, Shape
 from training_backend.errors import DataError, ResourceError
 
 logger = logging.getLogger(__name__)
 
+_WANDER = 5  # sets these numbers apart from those of crops and augmentation
 
-def view_grid(geometry: Geometry, size: Shape, *, keep_aspect: bool) -> Geometry:
-    """Grid of `size` voxels over the box of `geometry`: isotropic and centred, or stretched along each axis."""
+
+def view_grid(geometry: Geometry, size: Shape, *, keep_aspect: bool, centre: float = 1.0) -> Geometry:
+    """Grid of `size` voxels over the box of `geometry`: isotropic and centred, or stretched along each axis.
+
+    Args:
+        geometry: of the scan.
+        size: voxels along (z, y, x).
+        keep_aspect: whether voxels are cubes.
+        centre: share of the box that is seen along y and x, about its middle.
+    """
+    if centre < 1:
+        geometry = _centre(geometry, centre)
     extent = np.asarray(geometry.shape) * np.asarray(geometry.spacing_mm)
     if not keep_aspect:
         z, y, x = extent / np.asarray(size)
@@ -27,6 +38,15 @@ def view_grid(geometry: Geometry, size: Shape, *, keep_aspect: bool) -> Geometry
     step = float((extent / np.asarray(size)).max())
     z, y, x = (extent / step - np.asarray(size)) / 2
     return geometry.resampled((step, step, step), size).cropped((z, y, x), size)
+
+
+def _centre(geometry: Geometry, share: float) -> Geometry:
+    """The middle of a box along y and x, in as many voxels, which are smaller."""
+    _, height, width = geometry.shape
+    z, y, x = geometry.spacing_mm
+    finer = geometry.resampled((z, y * share, x * share), geometry.shape)
+    shift = (1 / share - 1) / 2
+    return finer.cropped((0.0, shift * height, shift * width), geometry.shape)
 
 
 def outside(geometry: Geometry, grid: Geometry) -> npt.NDArray[np.bool_] | None:
@@ -50,11 +70,53 @@ def volume_view(
     keep_aspect: bool,
     channels: Sequence[int] = (0,),
     labels: bool = False,
+    centre: float = 1.0,
+    wander: int = 0,
+    key: Key | None = None,
 ) -> View:
-    """The whole stored volume on `size` voxels; what is computed once is read from `folder` afterwards."""
-    grid = view_grid(stored.geometry, size, keep_aspect=keep_aspect)
+    """The whole stored volume on `size` voxels; what is computed once is read from `folder` afterwards.
+
+    Args:
+        stored: open case.
+        folder: of its store.
+        size: voxels along (z, y, x).
+        keep_aspect: see `view_grid`.
+        channels: contrasts to read.
+        labels: read the label map too.
+        centre: see `view_grid`.
+        wander: voxels of the view that its middle moves by at most, along y and x.
+        key: decides how far; None stays in the middle.
+    """
+    grid = view_grid(stored.geometry, size, keep_aspect=keep_aspect, centre=centre)
+    if wander:
+        wide = (size[0], size[1] + 2 * wander, size[2] + 2 * wander)
+        whole = _view(
+            stored,
+            folder,
+            grid.cropped((0, -wander, -wander), wide),
+            _name(wide, keep_aspect, centre),
+            channels,
+            labels,
+        )
+        y, x = (wander, wander) if key is None else generator(*key, _WANDER).integers(2 * wander + 1, size=2)
+        return _window(whole, (0, int(y), int(x)), size)
+    return _view(stored, folder, grid, _name(size, keep_aspect, centre), channels, labels)
+
+
+def _name(size: Shape, keep_aspect: bool, centre: float) -> str:
+    return "x".join(map(str, size)) + ("" if keep_aspect else "-stretched") + ("" if centre == 1 else f"-{centre:g}")
+
+
+def _window(view: View, start: Shape, size: Shape) -> View:
+    box = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
+    padding = None if view.padding is None else np.ascontiguousarray(view.padding[box])
+    label = None if view.label is None else np.ascontiguousarray(view.label[box])
+    return View(np.ascontiguousarray(view.image[(slice(None), *box)]), label, padding)
+
+
+def _view(stored: StoredCase, folder: Path, grid: Geometry, name: str, channels: Sequence[int], labels: bool) -> View:
+    """The stored volume on `grid`."""
     padding = outside(stored.geometry, grid)
-    name = "x".join(map(str, size)) + ("" if keep_aspect else "-stretched")
     images = []
     for channel in channels:
         statistics = stored.statistics[channel]
