@@ -49,6 +49,19 @@ def test_multiclass_metrics_equal_those_of_scikit_learn() -> None:
     assert report["f1"] == pytest.approx(sk.f1_score(truth, chosen, average="macro"))
 
 
+def test_pairs_of_classes_and_the_f1_of_each_equal_those_of_scikit_learn() -> None:
+    truth = RNG.integers(0, 4, 90)
+    scores = np.round(RNG.dirichlet(np.ones(4), 90) + 0.3 * np.eye(4)[truth], 1)
+    scores /= scores.sum(axis=1, keepdims=True)
+    report = classification_report(scores, truth, "multiclass", names=tuple("abcd"), samples=20)
+    assert report["auc_pairs"] == pytest.approx(sk.roc_auc_score(truth, scores, multi_class="ovo", average="macro"))
+    assert report["auc_pairs_low"] < report["auc_pairs"] < report["auc_pairs_high"]
+    each = sk.f1_score(truth, scores.argmax(1), average=None)
+    assert [report[f"f1_{name}"] for name in "abcd"] == pytest.approx(list(each))
+    lacking = classification_report(scores[truth < 3], truth[truth < 3], "multiclass", samples=0)
+    assert "auc_pairs" not in lacking
+
+
 def test_multilabel_metrics_are_means_over_the_labels() -> None:
     truth = RNG.integers(0, 2, (50, 4))
     scores = np.clip(truth * 0.2 + RNG.random((50, 4)) * 0.8, 0, 1)

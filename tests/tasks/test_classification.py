@@ -179,3 +179,16 @@ def test_evaluation_of_cases_gives_intervals_and_a_score() -> None:
     cases = [CaseResult(str(i), np.array([p]), np.array([t]), (1, 1, 1)) for i, (p, t) in enumerate(zip(noisy, truth))]
     report = TASK.evaluate(config(), cases)
     assert report["auc_low"] < report["auc"] == report["score"] < report["auc_high"]
+
+
+def test_the_best_model_may_be_that_with_the_largest_sum() -> None:
+    run = config(kind="multiclass", classes=3, choose="sum", pooling="patches", hidden=(8,))
+    rng = np.random.default_rng(0)
+    cases = [
+        CaseResult(str(i), rng.dirichlet(np.ones(3)), np.asarray([i % 3], np.float32), (1.0, 1.0, 1.0))
+        for i in range(9)
+    ]
+    found = TASK.evaluate(run, cases)
+    assert found["score"] == pytest.approx(found["auc_pairs"] + found["accuracy"] + found["f1"])
+    net = network(run).train()
+    assert TASK.training_step(net, labelled(torch.tensor([2.0])), torch.Generator()).loss > 0  # one volume is enough

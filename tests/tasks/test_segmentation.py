@@ -18,7 +18,7 @@ from training_backend.errors import ConfigError, DataError
 from training_backend.methods.base import Batch
 from training_backend.nn.param_groups import layer_decay_groups
 from training_backend.tasks.base import CaseResult
-from training_backend.tasks.segmentation import TASK, check_labels, class_names
+from training_backend.tasks.segmentation import TASK, check_labels, class_names, cleaned
 
 ENCODER = {"size": "tiny", "patch_size": (8, 8, 8), "embed_dim": 24, "heads": 2, "depth": 2}
 GENERATOR = torch.Generator()
@@ -221,3 +221,70 @@ def test_regions_are_scored_besides_their_classes_and_choose_the_model() -> None
     empty = CaseResult("2", np.zeros((1, 1, 4)), np.array([[[0, 0, 255, 255]]]), (1.0, 1.0, 1.0))
     assert TASK.evaluate(run, [empty])["score"] == 0
     assert TASK.evaluate(run, [empty, CaseResult("3", found, truth, (1.0, 1.0, 1.0))])["regions"] == 1
+
+
+NESTED = {
+    "classes": ("background", "liver", "tumour"),
+    "loss": "dice_bce",
+    "regions": ("organ = liver + tumour",),
+    "outputs": ("organ", "tumour"),
+}
+
+
+def test_outputs_of_their_own_sigmoid_learn_an_organ_with_its_tumour() -> None:
+    run = config(task={**NESTED, "test_flips": True})
+    net, batch = network(run), balls(8)
+    assert batch.labels is not None
+    inner = torch.nn.functional.avg_pool3d(batch.labels[:, None].float(), 3, 1, 1)[:, 0] > 0.99
+    batch.volume[inner[:, None]] += 1.5
+    batch.labels[inner] = 2
+    optimiser = torch.optim.AdamW(net.parameters(), 5e-3)
+    net.train()
+    for _ in range(60):
+        loss = TASK.training_step(net, batch, GENERATOR).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    found = TASK.predict(net, run, batch.volume[:1], None)
+    assert found.shape == (3, 16, 16, 16)
+    scores = TASK.evaluate(run, [CaseResult("a", found.argmax(0).numpy(), batch.labels[0].numpy(), (1.0, 1.0, 1.0))])
+    assert scores["dice_organ"] > 0.8
+    assert scores["dice_tumour"] > 0.6
+    assert scores["score"] == scores["dice_organ"]
+
+
+def test_voxels_outside_the_scan_teach_no_output() -> None:
+    run = config(task={"loss": "dice_bce"})
+    net, batch = network(run).train(), balls(2)
+    batch.padding = torch.zeros(2, 16, 16, 16, dtype=torch.bool)
+    batch.padding[:, :, 8:] = True
+    loss = TASK.training_step(net, batch, GENERATOR).loss
+    assert batch.labels is not None
+    batch.labels[:, :, 8:] = 1 - batch.labels[:, :, 8:]
+    torch.testing.assert_close(TASK.training_step(net, batch, GENERATOR).loss, loss)
+
+
+def test_parts_that_anatomy_rules_out_are_cleaned_from_predictions() -> None:
+    run = config(task={**NESTED, "largest": ("organ",), "smallest": {"tumour": 2}})
+    labels = torch.zeros(8, 8, 8, dtype=torch.uint8)
+    labels[:5, :5, :5], labels[2, 2, 2], labels[7, 7, 7] = 1, 2, 2
+    expected = labels.clone()
+    expected[2, 2, 2], expected[7, 7, 7] = 1, 0
+    assert torch.equal(cleaned(labels, run), expected)
+    assert cleaned(labels, config(task=NESTED)) is labels
+
+
+@pytest.mark.parametrize(
+    "task, sentence",
+    [
+        ({**NESTED, "outputs": ("tumour", "organ")}, "cannot be told apart"),
+        ({**NESTED, "outputs": ("organ",)}, "cannot be told apart"),
+        ({**NESTED, "outputs": ("liver",)}, "stand for 1 of 2 classes"),
+        ({**NESTED, "outputs": ("organ", "spleen")}, "'spleen' is neither a class nor a region"),
+        ({**NESTED, "loss": "dice_ce"}, "outputs are told apart with the loss dice_bce only"),
+        ({**NESTED, "largest": ("lung",)}, "'lung' is neither a class nor a region"),
+    ],
+)
+def test_outputs_that_make_no_sense_get_a_sentence(task: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        network(config(task=task))
