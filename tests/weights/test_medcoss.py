@@ -335,3 +335,34 @@ def test_a_task_that_the_authors_do_not_have_gives_its_encoder(tmp_path: Path) -
     stored = torch.load(export(tmp_path / "model", tmp_path / "out.pth"), weights_only=True)["model"]
     assert not any(name.startswith(("head", "fc_norm")) for name in stored)
     assert FIRST in stored
+
+
+def test_a_stage_of_reports_loads_without_its_words(tmp_path: Path) -> None:
+    state = reference("pretrain_text")
+    model = load_model(saved(tmp_path, state, args=arguments("1D_text")), changes=TOLD)
+    assert (model.kind, model.config.method.kind, model.config.method.modality) == ("pretrain", "text", "1D_text")
+    assert len(model.report.matched) == len(state)
+    assert any("method.text.source" in note for note in model.report.notes)
+
+
+def test_a_classifier_of_sentences_needs_its_words(tmp_path: Path) -> None:
+    state = reference("ds_pubmed")
+    path = saved(tmp_path, state)
+    with pytest.raises(WeightsError, match=r"not the words.*method\.text\.source"):
+        load_model(path, changes={"method": {"heads": 4}})
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4} | {f"w{k}": k for k in range(5, 101)}
+    folder = tmp_path / "words"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    changes = {"method": {"heads": 4, "text_mask": "compatible", "text": {"source": str(folder), "longest": 12}}}
+    model = load_model(path, changes=changes)
+    assert (model.kind, model.config.task.name, model.config.task.classes) == ("finetune", "text_classification", 5)
+    assert model.report.missing == model.report.unexpected == model.report.dropped == ()
+    with np_arrays("ds_pubmed") as stored:
+        ids, attention = (torch.from_numpy(stored[name]) for name in ("input_ids", "attention_mask"))
+        with torch.no_grad():
+            found = model.module(ids, attention).softmax(1)
+        torch.testing.assert_close(found, torch.from_numpy(stored["prob"]), atol=2e-5, rtol=0)
+    back = torch.load(export(path_with_card(model, tmp_path), tmp_path / "back.pth"), weights_only=True)["model"]
+    assert back.keys() == state.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training_backend.config import RunConfig
@@ -120,7 +121,7 @@ def _teacher(run: RunConfig) -> nn.Module:
 
 
 def _tokenizer(run: RunConfig, config: MedcossConfig) -> Any:
-    """Tokenizer of a card, a source, a buffer of reports, or of the training reports; None without reports."""
+    """Tokenizer of a card, a source, a buffer of reports, or of the training reports; None without any of them."""
     from tokenizers import Tokenizer
 
     from training_backend.nn.text_encoder import bert_tokenizer, word_tokenizer
@@ -133,7 +134,7 @@ def _tokenizer(run: RunConfig, config: MedcossConfig) -> Any:
         for path in (folder / TOKENIZER, folder / "buffer" / TOKENIZER):
             if path.is_file():
                 return Tokenizer.from_file(str(path))
-    if reads(run) != "text":
+    if reads(run) != "text" or run.data.dataset == Path():
         return None
     from training_backend.data.choice import choose_cases
     from training_backend.data.dataset import Dataset

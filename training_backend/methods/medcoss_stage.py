@@ -94,6 +94,7 @@ _SMALL = {"size": "small", "decoder_embed_dim": 192, "decoder_depth": 4, "decode
 _PUBLISHED = {
     "positions": "flat",
     "text_mask": "compatible",
+    "axes": "zxy",
     "rehearsal": {"teacher_mode": "train"},
 }
 _LENGTH = {"epochs": 300, "lr": 3e-4, "warmup": 40 / 300, "warmup_start": "zero", "betas": (0.9, 0.95)}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 HEADS = {width: heads for width, _, heads, _ in SIZES.values()}
 """Attention heads by encoder width."""
 DECODER_HEADS = 16
+OUTPUTS_OF_OTHERS = 2
+"""Classes, background included, of all published segmentations but that of LiTS."""
 IMAGES, VOLUMES, WORDS = (
     "video_embed.embeddings.weight",
     "video_embed.embeddings_3D.weight",
@@ -98,6 +100,8 @@ def describe(tensors: Mapping[str, Tensor], extras: Mapping[str, Any], changes: 
                 f"It holds decoders for {', '.join(decodes)}, but every stage trains only its own ({modality}): what "
                 "the others reconstruct means nothing."
             )
+    if own == "text" and not changes.get("method", {}).get("text", {}).get("source"):
+        notes.append("Its words are in no file of the authors; set method.text.source to Bio_ClinicalBERT's tokenizer.")
     if OTHER_ROWS in tensors:
         notes.append("Uni-Perceiver has no class token, no volumes, and other positions of images: these begin anew.")
     settings = {"method": method, **({"data": {"size": method[f"size_{own}"]}} if own != "text" else {})}
@@ -110,7 +114,7 @@ def kind_of(tensors: Mapping[str, Any]) -> tuple[str, str]:
     heads = {
         "out.conv.conv.weight": "segmentation",
         "fc_norm.weight": "classification",
-        "cls_head.0.weight": "sentences",
+        "cls_head.0.weight": "text_classification",
     }
     found = next((task for name, task in heads.items() if name in tensors), "")
     if found:
@@ -177,14 +181,14 @@ def _finetuned(
     tensors: Mapping[str, Tensor], task: str, method: dict[str, Any], notes: list[str], changes: Mapping[str, Any]
 ) -> Described:
     """Network of a task; its file has the tokenizers of all kinds of images, of which it looks at one."""
-    if task == "sentences":
-        raise WeightsError(
-            "The file holds a classifier of sentences, whose head cannot be imported yet.",
-            "Choose the weights of a stage of pre-training.",
-        )
+    if task == "text_classification":
+        return _sentences(tensors, method, notes, changes)
     if task == "segmentation":
         kind: Kind = "2d" if tensors["out.conv.conv.weight"].ndim == 4 else "3d"
         settings: dict[str, Any] = _segmentation(tensors)
+        if len(settings["classes"]) > OUTPUTS_OF_OTHERS and "axes" not in changes.get("method", {}):
+            method["axes"] = "zyx"
+            notes.append("Slices are taken as stored, as those of LiTS were, in place of transposed.")
         notes.append("Each output is taken for a class of its own; --recipe NAME takes those of a published task.")
     else:
         settings = _classification(tensors)
@@ -196,6 +200,22 @@ def _finetuned(
     view = "crop" if task == "segmentation" and kind == "3d" else "volume"
     settings = merged({"method": method, "task": settings, "data": {"size": size, "view": view}}, dict(changes))
     return Described("finetune", finetune_config(task, "published", Path(), "medcoss", settings), tuple(notes))
+
+
+def _sentences(
+    tensors: Mapping[str, Tensor], method: dict[str, Any], notes: list[str], changes: Mapping[str, Any]
+) -> Described:
+    """Classifier of sentences, whose words are in no file of the authors."""
+    if not changes.get("method", {}).get("text", {}).get("source"):
+        raise WeightsError(
+            "The file holds a classifier of sentences, but not the words that it knows.",
+            "Import it with method.text.source, the folder or hub name of Bio_ClinicalBERT's tokenizer.",
+        )
+    classes = tensors[max(name for name in tensors if re.fullmatch(r"cls_head\.\d+\.weight", name))]
+    method |= {"kind": "text", "modality": USUAL["text"]}
+    settings = merged({"method": method, "task": {"classes": classes.shape[0]}}, dict(changes))
+    config = finetune_config("text_classification", "published", Path(), "medcoss", settings)
+    return Described("finetune", config, tuple(notes))
 
 
 def _check_axes(tensors: Mapping[str, Tensor]) -> None:
