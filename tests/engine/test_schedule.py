@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from training_backend.config import OptimConfig
 from training_backend.engine.schedule import learning_rate, lr_at_epoch
@@ -19,6 +20,20 @@ def test_rates_rise_to_the_peak_and_fall_to_the_end(schedule: str) -> None:
     assert max(rates) == rates[9] == rates[10] == 1e-3
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[100] == pytest.approx(1e-3 if schedule == "constant" else 1e-5)
+
+
+def test_the_reports_of_voco_learn_slower_from_epoch_to_epoch() -> None:
+    """As PyTorch's StepLR(1, 0.8), which the authors call at the end of each of 30 epochs."""
+    optim = OptimConfig(lr=1e-4, warmup=0.0, schedule="step", step_factor=0.8, epochs=30)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    published = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.8)
+    for epoch in range(30):
+        for step in (361 * epoch, 361 * epoch + 360):
+            assert learning_rate(step, 30 * 361, optim) == pytest.approx(published.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        published.step()
+    warmed = optim.updated({"warmup": 0.1, "epochs": 10})
+    assert [learning_rate(step, 100, warmed) for step in (9, 10, 19, 20)] == pytest.approx([1e-4, 1e-4, 1e-4, 0.8e-4])
 
 
 def test_a_run_without_warm_up_starts_at_the_peak() -> None:

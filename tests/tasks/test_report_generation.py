@@ -12,6 +12,7 @@ from training_backend.data.dataset import Dataset
 from training_backend.errors import ConfigError, DataError
 from training_backend.methods.base import Batch
 from training_backend.methods.mae3d import METHOD
+from training_backend.nn.report_decoder import ranking_loss
 from training_backend.nn.text_beam import Beam
 from training_backend.tasks.base import Cancelled, CaseResult
 from training_backend.tasks.report_generation import TASK, ReportConfig
@@ -93,6 +94,29 @@ def test_labels_can_be_learnt_beside(told: Path) -> None:
     assert output.loss.item() == pytest.approx(output.scalars["words"].item() + 0.1 * output.scalars["labels"].item())
     with pytest.raises(DataError, match=r"labels of 3 queries .* dataset has 0"):
         TASK.training_step(model, batch(), torch.Generator())
+
+
+def test_scans_and_reports_can_be_ranked_beside(told: Path) -> None:
+    model = network(config(told, report_memory=True, ranking_weight=0.1))
+    output = TASK.training_step(model, batch(), torch.Generator())
+    words, ranking = (output.scalars[name].item() for name in ("words", "ranking"))
+    assert ranking > 0
+    assert output.loss.item() == pytest.approx(words + 0.1 * ranking)
+    output.loss.backward()
+    assert model.writer.linear_z.weight.grad is not None
+    with pytest.raises(ConfigError, match="read with report_memory only"):
+        config(told, ranking_weight=0.1)
+
+
+def test_the_ranking_is_a_hinge_of_both_ways_round() -> None:
+    image, text = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.5, 1.0], [3.0, 0.0]])
+    own, other_image, other_text = [0.5, 0.0], [2.0, 3.0], [3.0, 2.0]
+    terms = [max(0.0, a - c + 1) + max(0.0, b - c + 1) for a, b, c in zip(other_image, other_text, own, strict=True)]
+    assert ranking_loss(image, text).item() == pytest.approx(sum(terms) / 2)
+    assert ranking_loss(10 * torch.eye(2), torch.eye(2)).item() == 0
+    alone = torch.ones(1, 2, requires_grad=True)
+    ranking_loss(alone, alone).backward()
+    assert torch.equal(alone.grad, torch.zeros(1, 2))
 
 
 def test_bad_settings_and_data_get_a_sentence(told: Path, tmp_path: Path) -> None:

@@ -27,8 +27,10 @@ class OptimConfig(ConfigModel):
     warmup_start: Literal["step", "zero", "zero_to_peak"] = Field("step", json_schema_extra=ui(advanced=True))
     """Learning rate of the first of w warm-up steps. step: 1/w of the peak. zero: none, as in VoCo's pre-training.
     zero_to_peak: none, and the last of the w steps has the peak already, as in its fine-tuning."""
-    schedule: Literal["cosine", "poly", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "linear", "constant", "step"] = "cosine"
     """Shape after the warm-up; poly has exponent 0.9."""
+    step_factor: float = Field(0.8, gt=0, le=1, json_schema_extra=ui(advanced=True))
+    """Schedule step: what the rate is multiplied by after each epoch; 0.8 for the reports of VoCo."""
     lr_per_epoch: bool = Field(False, json_schema_extra=ui(advanced=True))
     """Change the learning rate between epochs only, in place of every step."""
     weight_decay: float = Field(0.05, ge=0)

@@ -23,6 +23,7 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
         return optim.lr * (step + (optim.warmup_start == "step")) / warmup
     done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     shapes = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "poly": (1 - done) ** 0.9, "linear": 1 - done}
+    shapes["step"] = optim.step_factor ** math.floor((step - warmup) * optim.epochs / total_steps + 1e-9)
     shape = shapes.get(optim.schedule, 1.0)
     return optim.min_lr + (optim.lr - optim.min_lr) * shape
 

@@ -259,6 +259,24 @@ def words_loss(log_probs: Tensor, ids: Tensor) -> Tensor:
     return -(given * counts).sum() / counts.sum().clamp_min(1) if wanted.numel() else given.sum()
 
 
+def ranking_loss(image: Tensor, text: Tensor, margin: float = 1.0) -> Tensor:
+    """How far each scan and its report are from being liker to each other than to those of the next case, a scalar.
+
+    Likeness is a dot product. Hinge loss with a margin, mean over the cases, of both ways round; 0 for a single case.
+
+    Args:
+        image: summaries [B, E] of the scans.
+        text: summaries [B, E] of their reports.
+        margin: by which the own one should be liker.
+    """
+    if len(image) < 2:
+        return 0.0 * (image.sum() + text.sum())
+    own = (image * text).sum(1)
+    other_image = (image.roll(-1, 0) * text).sum(1)
+    other_text = (image * text.roll(-1, 0)).sum(1)
+    return ((other_image - own + margin).relu() + (other_text - own + margin).relu()).mean()
+
+
 def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a published writer without those that nothing reads."""
     return {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}

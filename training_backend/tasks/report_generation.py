@@ -62,6 +62,9 @@ class ReportConfig(TaskConfig):
     label_weight: float = Field(0.0, ge=0, json_schema_extra=ui(advanced=True))
     """Weight of learning the labels of each case with the queries (published: 0.1 or off); the dataset needs a label
     per query."""
+    ranking_weight: float = Field(0.0, ge=0, json_schema_extra=ui(advanced=True))
+    """Weight of telling the report of a scan from that of the next scan of the batch, and the scan likewise (published:
+    0.1 or off); needs `report_memory`, which reads reports."""
     vocabulary: tuple[str, ...] = Field((), json_schema_extra=ui(hidden=True))
     """Known words; taken from the training reports when empty, and kept with the model."""
 
@@ -69,6 +72,8 @@ class ReportConfig(TaskConfig):
     def _divisible(self) -> ReportConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} cannot be divided among {self.heads} heads")
+        if self.ranking_weight and not self.report_memory:
+            raise ValueError("ranking_weight compares scans with their reports, which are read with report_memory only")
         return self
 
 
@@ -136,11 +141,11 @@ def build(run: RunConfig, encoder: Encoder) -> nn.Module:
 
 
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
-    """Mean negative log-probability of the words of a batch's reports, and of its labels where they are learnt."""
+    """Mean negative log-probability of the words of a batch's reports; weighed, that of its labels and the ranking."""
     import torch
     import torch.nn.functional as F
 
-    from training_backend.nn.report_decoder import words_loss
+    from training_backend.nn.report_decoder import ranking_loss, words_loss
 
     config: ReportConfig = network.task  # type: ignore[assignment]
     rows = [network.words.encode(text, config.longest) for text in _texts(batch)]  # type: ignore[union-attr, operator]
@@ -157,6 +162,10 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
         )
         loss = loss + config.label_weight * labels
         scalars["labels"] = labels.detach()
+    if config.ranking_weight and written.text is not None:
+        ranking = ranking_loss(written.image.float(), written.text.float())
+        loss = loss + config.ranking_weight * ranking
+        scalars["ranking"] = ranking.detach()
     return StepOutput(loss=loss, scalars=scalars)
 
 
