@@ -78,7 +78,7 @@ def others(annotation: Any, value: Any) -> list[Any]:
         lists = [others(kind, None) for kind in kinds]
         return [tuple(options[k % len(options)] for options in lists) for k in range(max(map(len, lists)))]
     if get_origin(annotation) is dict:
-        return [{3: 1, 205: 2}]
+        return [{3: 1, 205: 2}, {"tumour of the liver": 50}]
     return []
 
 
@@ -101,6 +101,7 @@ STARTS: list[dict[str, Any]] = [
     {},
     {"kind": "multiclass", "classes": 2},
     {"pooling": "decoder"},
+    {"loss": "dice_bce"},
     {"classes": ("nothing", "one", "two")},
 ]
 """Settings under which fields that depend on others can be changed."""
