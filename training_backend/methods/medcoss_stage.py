@@ -70,7 +70,9 @@ class MedcossConfig(MedcossNetworkConfig):
     def portable(self) -> dict[str, Any]:
         """The same without places on this disk."""
         named = tuple(Path(*path.parts[-2:]) for path in self.rehearsal.buffers)
-        return {"rehearsal": {"buffers": named, "teacher": Path(self.rehearsal.teacher).name}}
+        source = Path(self.text.source)
+        words = {"source": source.name if source.is_absolute() else self.text.source}
+        return {"rehearsal": {"buffers": named, "teacher": Path(self.rehearsal.teacher).name}, "text": words}
 
 
 _TINY = {
