@@ -19,6 +19,7 @@ from napari_med3dssl import _work
 from napari_med3dssl._layers import facts_of, volume_of
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, Page, button, button_row, combo, wrapping
+from napari_med3dssl.explore_compare import CompareSection
 from napari_med3dssl.explore_maths import TokenIndex
 from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.explore_sections import AttentionSection, EmbeddingSection, MaskingSection, SimilaritySection
@@ -236,6 +237,7 @@ class ExplorePanel(QWidget):
         self.summary = wrapping("")
         self.similarity = SimilaritySection(self)
         self.strokes = StrokesSection(self)
+        self.comparison = CompareSection(self)
         self.embedding = EmbeddingSection(self)
         self.masking = MaskingSection(self)
         self.attention = AttentionSection(self)
@@ -244,7 +246,7 @@ class ExplorePanel(QWidget):
         page.column.addWidget(button_row(self.compute_button, self.load_button, self.cancel_button))
         for widget in (self.progress, self.notice, self.summary):
             page.column.addWidget(widget)
-        for section in (self.similarity, self.strokes, self.embedding, self.masking, self.attention):
+        for section in (self.similarity, self.strokes, self.comparison, self.embedding, self.masking, self.attention):
             page.column.addWidget(section)
         self._column = QVBoxLayout()
         page.column.addLayout(self._column)
@@ -344,6 +346,7 @@ class ExplorePanel(QWidget):
         self.scan_box.blockSignals(False)
         if self.scan is not chosen:
             self._forget_features()
+        self.comparison.offer()
         self._offer_others()
         self._refresh()
 

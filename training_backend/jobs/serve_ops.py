@@ -56,6 +56,7 @@ from training_backend.data.classes import class_table
 from training_backend.data.manifest import ClassEntry, DatasetInfo
 from training_backend.data.volume import Volume
 from training_backend.errors import RunError
+from training_backend.jobs.compare_ops import compare_masks
 from training_backend.jobs.stroke_ops import StrokeOps
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class Session:
             "view": self.view,
             "estimate": self.estimate,
             "import_report": self.import_report,
+            "compare_masks": compare_masks,
             **self._strokes.operations(),
         }
 
