@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training_backend.config import IngestConfig
 from training_backend.data.facts import PICTURES
+from training_backend.data.importers import describe
+from training_backend.data.ingest import ingest
 from training_backend.data.intensity import Statistics, normalise
 from training_backend.data.pictures import ALPHA_DROPPED, ASSUMED_SPACING
 from training_backend.data.read import can_read, probe, read_classes, read_labels, read_volume, read_volumes
@@ -224,3 +227,54 @@ def test_nothing_is_cut_off_a_picture(tmp_path):
     standard = standardise(read_volumes(saved(tmp_path / "dark.png", dark)), None, None, crop_body=True)
     assert np.array_equal(standard.images[0][0], dark)
     assert standard.start == (0, 0, 0)
+
+
+def test_a_spacing_leaves_a_picture_one_slice(tmp_path):
+    [volume] = read_volumes(saved(tmp_path / "film.png", np.zeros((40, 60), np.uint8)))
+    standard = standardise([volume], None, (0.5, 2.0, 2.0), crop_body=True)
+    assert standard.images[0].shape == (1, 20, 30)
+    assert standard.geometry.spacing_mm == (1, 2, 2)
+
+
+def test_folders_of_pictures_and_masks_are_paired_by_name(tmp_path):
+    for folder in ("images", "masks", "beside"):
+        (tmp_path / folder).mkdir()
+    for number in (1, 2):
+        saved(tmp_path / "images" / f"slide_000{number}.png", COLOUR // number)
+        saved(tmp_path / "masks" / f"slide_000{number}.png", GREY % 2)
+        saved(tmp_path / "beside" / f"train_{number}.bmp", COLOUR // number)
+        saved(tmp_path / "beside" / f"train_{number}_anno.bmp", GREY % 3)
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "images").rename(tmp_path / "pairs" / "images")
+    (tmp_path / "masks").rename(tmp_path / "pairs" / "masks")
+    for folder, names in (("pairs", ["slide_0001", "slide_0002"]), ("beside", ["train_1", "train_2"])):
+        found = describe(tmp_path / folder)
+        assert [case.id for case in found.cases] == names, "numbers at the end are the picture's own, no channels"
+        assert all([image.contrast for image in case.images] == ["red", "green", "blue"] for case in found.cases)
+        assert all(case.label is not None and case.label.key == "" for case in found.cases)
+        report = ingest(found, tmp_path / f"{folder}-dataset", IngestConfig(workers=0))
+        assert not report.quarantined
+
+
+def test_pictures_beside_scans_are_left_out_with_the_reason(tmp_path):
+    from training_backend.data.phantoms import thorax_ct
+    from training_backend.data.write import write_volume
+
+    write_volume(thorax_ct(0, (8, 16, 16)).volume, tmp_path / "scan.nii.gz")
+    saved(tmp_path / "figure.png", GREY)
+    found = describe(tmp_path)
+    assert [case.id for case in found.cases] == ["scan"]
+    assert [problem.reason for problem in found.problems] == [
+        "figure.png is a picture beside scans; give the folder of pictures alone."
+    ]
+
+
+def test_a_colour_mask_is_quarantined(tmp_path):
+    saved(tmp_path / "train_1.png", COLOUR)
+    saved(tmp_path / "train_1_mask.png", COLOUR)
+    saved(tmp_path / "train_2.png", COLOUR[::-1])
+    report = ingest(tmp_path, tmp_path / "out", IngestConfig(workers=0))
+    assert report.ok == ("train_2",)
+    [entry] = report.quarantined
+    assert (entry.case, entry.category) == ("train_1", "labels")
+    assert "colour picture, which is no label map" in entry.reason

@@ -20,7 +20,7 @@ _PAIRS = tuple(
     for images in ("images", "imagesTr", "image", "img", "imgs", "scans", "volumes", "ct", "mr")
     for labels in ("labels", "labelsTr", "label", "masks", "mask", "segmentations", "seg", "gt")
 )
-_MARK = re.compile(r"(?i)(^|[._ -])(seg|segmentation|label|labels|mask|gt)(?=$|[._ -])")
+_MARK = re.compile(r"(?i)(^|[._ -])(seg|segmentation|label|labels|mask|gt|anno)(?=$|[._ -])")
 _BESIDE = {".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".list", ".yaml", ".yml", ".xlsx", ".bval", ".bvec", ".py"}
 _LABEL_KEYS = ("label", "labels", "mask", "seg", "segmentation")  # arrays of .h5 and .npz files
 _TAKEN = ("anat", "ct", "pet")
@@ -87,7 +87,7 @@ def paired(path: Path) -> Drafts:
         groups: dict[str, list[Path]] = defaultdict(list)
         for file in sorted(images.rglob("*")):
             if is_scan(file):
-                groups[re.sub(r"_\d{4}$", "", stem(file))].append(file)
+                groups[_without_channel(file)].append(file)
         for name, members in groups.items():
             label = maps.pop(_bare(members[0]), None) or maps.pop(name.lower(), None)
             contrasts = ["image"] if len(members) == 1 else [f"channel {n}" for n in range(len(members))]
@@ -216,7 +216,12 @@ def _without_beside(scans: list[Path], files: list[Path]) -> tuple[list[Path], l
 
 def _bare(path: Path) -> str:
     """Name of a scan or label map without what only one of them carries."""
-    return _MARK.sub("", re.sub(r"_\d{4}$", "", stem(path))).lower()
+    return _MARK.sub("", _without_channel(path)).lower()
+
+
+def _without_channel(path: Path) -> str:
+    """Name of a scan without the number of its channel (``_0000``); what ends a picture's name is its own number."""
+    return stem(path) if is_picture(path) else re.sub(r"_\d{4}$", "", stem(path))
 
 
 def _paired_labels(images: list[Source], labels: list[Path]) -> tuple[dict[Source, Source], list[Quarantined]]:

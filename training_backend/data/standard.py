@@ -108,7 +108,12 @@ def standardise(
 
 
 def resampled_grid(native: Geometry, spacing_mm: Triple | None) -> Geometry:
-    """Grid of `spacing_mm` over the box of `native`; `native` itself for None or where nothing changes."""
+    """Grid of `spacing_mm` over the box of `native`; `native` itself for None or where nothing changes.
+
+    A picture stays one slice as thick as it is.
+    """
+    if spacing_mm is not None and native.shape[0] == 1:
+        spacing_mm = (native.spacing_mm[0], spacing_mm[1], spacing_mm[2])
     if spacing_mm is None or np.allclose(spacing_mm, native.spacing_mm, rtol=1e-4):
         return native
     z, y, x = (
