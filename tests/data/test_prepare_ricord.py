@@ -129,3 +129,6 @@ def test_the_command_line_wants_a_table_and_says_what_it_needs(
     assert "needs the columns Path and Label; it has class, scan" in capsys.readouterr().err
     assert main([*command, "--labels", str(table("Path,Label,Split\na,1,train\nc,0,val\n"))]) == 0
     assert voxels(tmp_path / "data", "a").shape == (64, 128, 128)
+    wide = [*command[:-1], str(tmp_path / "wide"), "--size", "160"]
+    assert main([*wide, "--labels", str(table("Path,Label,Split\na,1,train\nc,0,val\n"))]) == 0
+    assert voxels(tmp_path / "wide", "a").shape == (64, 160, 160)

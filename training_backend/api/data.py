@@ -125,7 +125,7 @@ def data_prepare(
             one folder of the data set; for mimic-cxr-reports the table master.csv.
         output: Folder to write into.
         size: Voxels per axis (tangerine, and nodulemnist3d with `truncate`, where it is 128); pixels per side (tcga,
-            mimic-cxr, 224).
+            mimic-cxr, 224; ricord, 128, of 64 slices: 192 for MedCoSS).
         keep_aspect: tangerine: pad with air in place of stretching each axis.
         labels: ricord: CSV with the columns Path, Label and, if known, Subject and Split. deeplesion: DL_info.csv where
             it is not in the folder. mimic-cxr: the table of its official split, which is drawn otherwise.
@@ -149,11 +149,14 @@ def data_prepare(
             return prepare_ccii(paths[0], output, progress=progress_bar("prepare"))
         if recipe != "ricord":
             return _prepare_stage(recipe, paths[0], output, size, labels)
-        from training_backend.data.prepare_ricord import prepare_ricord
+        from training_backend.data.prepare_ricord import SIZE, prepare_ricord
 
         if labels is None:
             raise ConfigError("ricord needs a table of labels.", "Give --labels FILE.csv with columns Path and Label.")
-        return prepare_ricord(paths[0], labels, output, raw_window=raw_window, progress=progress_bar("prepare"))
+        wide = (SIZE[0], size or SIZE[1], size or SIZE[2])
+        return prepare_ricord(
+            paths[0], labels, output, size=wide, raw_window=raw_window, progress=progress_bar("prepare")
+        )
     from tqdm import tqdm
 
     from training_backend.data.tangerine import prepare
