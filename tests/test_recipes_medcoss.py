@@ -92,6 +92,26 @@ def test_numbers_are_the_published_ones(name: str) -> None:
         assert [wanted[key] for key in names] == ["unetr", "dice_bce", 0.5, "nnunet", sigma, True, -1.0, True]
 
 
+def test_what_a_preset_says_besides_is_overruled() -> None:
+    seen = {name.removeprefix("medcoss-"): recipe_config(name, Path("data")).data for name in ROWS}
+    for name in ("chestxr", "nct-crc-he"):
+        assert (seen[name].intensity.profile, seen[name].intensity.high) == ("scaled", None)  # by 255
+        augment = seen[name].augment
+        assert (augment.colours, augment.grey, augment.smooth, augment.flip) == (0.8, 0.2, 0.5, (0, 0, 0.5))
+        assert (augment.noise, augment.contrast) == (0, 0)
+    assert seen["nct-crc-he"].contrasts == ("blue", "green", "red")
+    assert seen["glas"].contrasts == ("red", "green", "blue")
+    clip = seen["ricord"].intensity
+    assert (clip.profile, clip.low, clip.high, clip.mean, clip.std) == ("standard", -1024, 325, 158.58, 324.7)
+    profiles = [seen[name].intensity.profile for name in ("qata-cov19", "glas", "vs", "la", "lits")]
+    assert profiles == ["zscore", "zscore", "zscore", "identity", "window"]
+    assert {name: data.foreground for name, data in seen.items() if name in ("lits", "vs", "la")} == {
+        "lits": 0.5,
+        "vs": 0.5,
+        "la": 0.0,
+    }
+
+
 def test_all_nine_are_there() -> None:
     assert set(recipes("medcoss")) == set(ROWS)
 
