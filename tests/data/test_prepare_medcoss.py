@@ -132,6 +132,7 @@ def test_brains_become_normalised_slabs(brains, tmp_path):
         *(f"ADNI_002_S_0413_dep{n}" for n in range(5)),
     ]
     assert {case.subject for case in dataset.cases()} == {"002_S_0295", "002_S_0413"}
+    assert report.stored_bytes == sum(file.stat().st_size for file in (tmp_path / "out").rglob("*.b2nd"))
     assert "has 15 slices; 16 must be left" in dataset.quarantined()[0].reason
     case = dataset.case("ADNI_002_S_0413_dep4")
     stored = open_case(dataset, case)

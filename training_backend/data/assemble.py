@@ -11,7 +11,7 @@ from training_backend.config.data import IngestConfig
 from training_backend.data.dataset import Dataset, Quarantined, save_quarantine
 from training_backend.data.ingest import IngestReport, Progress
 from training_backend.data.manifest import CaseRecord, DatasetInfo
-from training_backend.data.stow import finished, store_volumes
+from training_backend.data.stow import finished, store_volumes, stored_bytes
 from training_backend.data.volume import Volume
 from training_backend.errors import DataError, Med3dError, ResourceError
 
@@ -78,4 +78,7 @@ def assemble(
     save_quarantine(output, refused)
     ids = tuple(sorted(case.id for case in kept))
     seconds = time.monotonic() - started
-    return IngestReport(output, ids, tuple(refused), resumed=resumed, cancelled=cancelled, seconds=seconds)
+    size = sum(map(stored_bytes, kept))
+    return IngestReport(
+        output, ids, tuple(refused), resumed=resumed, cancelled=cancelled, stored_bytes=size, seconds=seconds
+    )

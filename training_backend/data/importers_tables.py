@@ -19,7 +19,7 @@ from training_backend.errors import DataError
 _PATH = ("path", "image", "file", "filename", "cases")
 _MASK = ("mask", "segmentation", "labelmap", "label_path", "seg")
 _SUBJECT = ("subject", "subject_id", "patient", "patientid", "patient_id")
-_ID = ("id", "case", "case_id", "study", "study_id", "accession")
+_ID = ("id", "case", "case_id", "study", "study_id", "accession", "accessionno", "accession_no", "accession_number")
 SPLITS: dict[str, Split] = {
     "train": "train",
     "training": "train",

@@ -36,7 +36,7 @@ from training_backend.data.processes import end_with_parent, processors
 from training_backend.data.read import YES_VALUES
 from training_backend.data.report_clean import cleaned
 from training_backend.data.splits import assign_splits
-from training_backend.data.stow import Stowed, content_hash, finished, store_volumes, stow
+from training_backend.data.stow import Stowed, content_hash, finished, store_volumes, stored_bytes, stow
 from training_backend.data.volume import Volume
 from training_backend.errors import DataError, ResourceError
 
@@ -188,7 +188,7 @@ def _described(sources: Path | Sequence[Path] | Described, name: str) -> Describ
     if not found.cases:
         reasons = " ".join(str(problem) for problem in found.problems[:3])
         raise DataError(
-            f"No scan was found in {found.root}. {reasons}".strip(), "Give the folder that holds the scans."
+            f"No scan was found in {Path(found.root).absolute()}. {reasons}".strip(), "Give the folder that holds the scans."
         )
     return found
 
@@ -283,7 +283,7 @@ def _conclude(
         quarantined=tuple(quarantined),
         noted=_noted(kept),
         resumed=sum(result.resumed for result in results.values()),
-        stored_bytes=sum(_size(case) for case in kept),
+        stored_bytes=sum(stored_bytes(case) for case in kept),
     )
 
 
@@ -418,10 +418,3 @@ def _killed(case: CaseRecord) -> Quarantined:
 def _start(begun: Event) -> None:
     begun.set()
     end_with_parent()
-
-
-def _size(case: CaseRecord) -> int:
-    if not case.store:
-        return 0
-    label = case.store.get("label")
-    return int(sum(image["bytes"] for image in case.store["images"]) + (label["bytes"] if label else 0))

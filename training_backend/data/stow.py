@@ -112,6 +112,14 @@ def finished(folder: Path, case: CaseRecord, config: IngestConfig) -> CaseRecord
     return done if same and done.store.get("recipe") == recipe(config) else None
 
 
+def stored_bytes(case: CaseRecord) -> int:
+    """Bytes that the stored arrays of a case take; a report takes none."""
+    if not case.store:
+        return 0
+    label = case.store.get("label")
+    return int(sum(image["bytes"] for image in case.store["images"]) + (label["bytes"] if label else 0))
+
+
 def recipe(config: IngestConfig) -> dict[str, Any]:
     """The settings that decide what is stored."""
     spacing = None if config.spacing_mm is None else list(config.spacing_mm)
