@@ -25,6 +25,8 @@ COMMANDS = {
     "view": "what else a model can show of a scan: predictions, roll-outs, attention",
     "evaluate": "score a fine-tuned model on a split of a dataset",
     "compare": "runs beside each other, with paired statistics",
+    "agreement": "two masks of one scan against each other",
+    "strokes": "fill a scan from a few painted voxels",
 }
 GROUPS = {
     "data": ("inspect", "ingest", "prepare", "candidates", "split", "export"),
@@ -35,7 +37,7 @@ GROUPS = {
     "plan": ("run", "add", "show", "buffer"),
 }
 
-POSITIONAL = ("recipe", "paths", "path", "file", "entry", "runs", "folder")
+POSITIONAL = ("recipe", "paths", "path", "file", "entry", "runs", "folder", "first", "second")
 """Parameters of the API that are given without a flag."""
 
 

@@ -18,6 +18,7 @@ from training_backend.api.data import (
     recipes_list,
     recipes_show,
 )
+from training_backend.api.masks import agreement, strokes
 from training_backend.api.models import (
     compare,
     embed,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from training_backend.demo import DemoSummary
 
 __all__ = [
+    "agreement",
     "compare",
     "data_candidates",
     "data_export",
@@ -73,6 +75,7 @@ __all__ = [
     "runs_resume",
     "runs_show",
     "runs_stop",
+    "strokes",
     "train",
     "view",
     "weights_export",

@@ -1,0 +1,86 @@
+"""Strokes and agreement from the command line, with a real model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training_backend.cli import main
+from training_backend.config.presets import pretrain_config
+from training_backend.config.registry import method
+from training_backend.data.phantoms import Phantom, thorax_ct
+from training_backend.data.prepare import InputProfile
+from training_backend.data.read import read_labels
+from training_backend.data.write import write_volume
+
+SIZE = (16, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return thorax_ct(3, (19, 34, 26))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from training_backend.weights.save import save_model
+
+    torch.manual_seed(0)
+    changes = {"data": {"size": SIZE}, "method": {"patch_size": (4, 4, 4), "depth": 2, "decoder_depth": 1}}
+    config = pretrain_config("mae3d", "tiny", Path(), changes)
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    profile = InputProfile(size=SIZE, crop_body=False).model_dump(mode="json")
+    card = {"kind": "pretrain", "config": config.model_dump(mode="json"), "profile": profile}
+    save_model(folder, method("mae3d").build(config), card)
+    return folder
+
+
+def test_strokes_are_learnt_kept_and_applied(
+    phantom: Phantom, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MED3DSSL_CACHE", str(tmp_path / "cache"))
+    truth = phantom.labels.array == 1
+    painted = np.zeros(truth.shape, np.uint8)
+    for value, place in ((1, ~truth), (2, truth)):
+        found = np.argwhere(place)
+        painted[tuple(found[np.random.default_rng(value).choice(len(found), 40, replace=False)].T)] = value
+    write_volume(phantom.volume, tmp_path / "scan.nii.gz")
+    write_volume(phantom.volume.with_array(painted), tmp_path / "painted.nii.gz", labels=True)
+    write_volume(phantom.volume.with_array(truth.astype(np.uint8)), tmp_path / "truth.nii.gz", labels=True)
+    common = ["strokes", "--weights", str(model), "--input", str(tmp_path / "scan.nii.gz")]
+    taught = [*common, "--painted", str(tmp_path / "painted.nii.gz"), "--output", str(tmp_path / "filled.nii.gz")]
+    assert main([*taught, "--save", str(tmp_path / "lungs.safetensors")]) == 0
+    assert "structure 1" in capsys.readouterr().out
+    applied = [*common, "--model", str(tmp_path / "lungs.safetensors"), "--output", str(tmp_path / "again.nii.gz")]
+    assert main(applied) == 0
+    filled, again = (read_labels(tmp_path / f"{name}.nii.gz").array for name in ("filled", "again"))
+    np.testing.assert_array_equal(filled, again)
+    assert 2 * (filled.astype(bool) & truth).sum() / (filled.sum() + truth.sum()) > 0.7
+    assert (tmp_path / "doubt_filled.nii.gz").is_file()
+    assert main(taught) == 1  # nothing is overwritten
+    assert "exists" in capsys.readouterr().err
+
+    assert main(["agreement", str(tmp_path / "filled.nii.gz"), str(tmp_path / "truth.nii.gz")]) == 0
+    said = capsys.readouterr().out
+    assert "class 1" in said
+    assert "differs: only" in said
+
+
+def test_learning_and_applying_at_once_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "strokes",
+        "--weights",
+        str(model),
+        "--input",
+        str(tmp_path / "x.nii"),
+        "--output",
+        str(tmp_path / "y.nii"),
+    ]
+    assert main(arguments) == 1
+    assert "either learnt or applied" in capsys.readouterr().err
