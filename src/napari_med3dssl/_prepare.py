@@ -1,4 +1,4 @@
-"""Reading many scans in a process of its own: describe a folder, ingest it, make a phantom cohort. No torch, no Qt.
+"""Reading many scans or weights in a process of its own: describe a folder, ingest it, make phantoms or a plan. No Qt.
 
 The parent starts ``python -m napari_med3dssl._prepare``, writes one request as a line of JSON, and reads lines
 ``{"progress": 0.4}``, then ``{"result": ...}`` or ``{"error": "sentence"}``. Closing the child's input cancels it.
@@ -97,10 +97,20 @@ def make_cohort(folder: str, n: int, seed: int, shape: list[int], progress: Repo
     return str(write_cohort(Path(folder), n, seed, (z, y, x)))
 
 
+def make_plan(folder: str, plan: dict[str, Any], progress: Report) -> str:
+    """Make the directory of a plan, after a look at its data and the weights that it starts from."""
+    from training_backend.config.plan import PlanConfig
+    from training_backend.jobs.plan import create
+
+    progress(0.0)
+    return str(create(Path(folder), PlanConfig.parse(plan)).path)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "describe": describe_folder,
     "ingest": ingest_described,
     "cohort": make_cohort,
+    "plan": make_plan,
 }
 
 

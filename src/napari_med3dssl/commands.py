@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training_backend.config import RunConfig
+from training_backend.config.plan import StageConfig
 from training_backend.config.presets import PRESETS, finetune_config, pretrain_config
 from training_backend.config.recipes import recipe_config
 from training_backend.data.fits import contrasts_of
@@ -31,6 +32,21 @@ def training_command(config: RunConfig, output: Path | str) -> str:
     for path, value in _leaves(config.model_dump(mode="json")):
         if path not in CHOSEN and value != base.get(path):
             words += [f"--{path.replace('_', '-')}", *_texts(value)]
+    return shlex.join(words)
+
+
+def plan_command(file: Path | str, output: Path | str) -> str:
+    """``med3dssl plan run`` that works through a plan in `file`, or goes on with it, in the folder `output`."""
+    return shlex.join(["med3dssl", "plan", "run", str(file), "--output", str(output)])
+
+
+def stage_command(stage: StageConfig, source: str, output: Path | str) -> str:
+    """``med3dssl plan add`` that teaches what `source` knows one modality more; a plan gets a further stage."""
+    words = ["med3dssl", "plan", "add", source, "--modality", stage.modality, "--data", str(stage.dataset)]
+    for name in ("kind", "preset", "epochs", "steps"):
+        value = getattr(stage, name)
+        words += [] if value in (None, "") else [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+    words += ["--output", str(output)] if str(output) else []
     return shlex.join(words)
 
 

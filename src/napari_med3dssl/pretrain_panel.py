@@ -13,6 +13,7 @@ from napari_med3dssl._layers import volume_of
 from napari_med3dssl._scans import selected_scan
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Page, Section, button, button_row, combo, wrapping
+from napari_med3dssl.continual_box import ContinualBox
 from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.forms import Form, label_of
 from napari_med3dssl.launch_box import LaunchBox
@@ -138,11 +139,13 @@ class PretrainPanel(QWidget):
         rows.addRow("Start from", self.weights)
         self.preview_button = button("Preview masking", self.preview, "On the open scan, beside it.")
         self.settings = Section("Settings", folded=False)
+        self.continual = ContinualBox(self.state)
         page = Page()
         page.column.addLayout(rows)
         page.column.addWidget(button_row(self.preview_button))
         page.column.addWidget(self.launch)
         page.column.addWidget(self.settings)
+        page.column.addWidget(self.continual)
         page.column.addStretch(1)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -166,7 +169,7 @@ class PretrainPanel(QWidget):
         self.followed.hide()
         self._implied = _by_path(find_method(config.method.name).implied(config.method.model_dump()))
         if (section := self.form.sections.get("method")) is not None and section.layout() is not None:
-            section.layout().addWidget(self.followed)
+            section.layout().insertWidget(1, self.followed)  # below the fields, above the advanced ones
         self.form.changed.connect(self._follow_method)
         self.form.changed.connect(self.launch.check_soon)
         self.settings.column.addWidget(self.form)

@@ -22,6 +22,7 @@ ACTIONS = {
     "resume": ("Resume", "Go on from the last saved step."),
     "stop": ("Stop", "Save and end. The run can be resumed later."),
     "preview": ("Preview now", "Ask the run for new pictures at its next step."),
+    "buffers": ("Buffers…", "The cases that are kept for rehearsal, and the features of all of them."),
     "open": ("Open results", "Predictions beside the ground truth, or the newest pictures, as layers."),
     "clone": ("Clone", "Fill the form with the settings of this run."),
     "copy": ("Copy command", "The same run from a terminal."),
@@ -64,7 +65,7 @@ class RunCard(QWidget):
         self.log.setLineWrapMode(QPlainTextEdit.LineWrapMode.WidgetWidth)
         self.log.setPlaceholderText("The log is empty so far.")
         self._row = button_row(*self.buttons.values(), self.previews)
-        split = _Split(Qt.Orientation.Vertical)
+        self._split = split = _Split(Qt.Orientation.Vertical)
         split.addWidget(self.plot)
         split.addWidget(self.log)
         split.setChildrenCollapsible(False)
@@ -78,8 +79,15 @@ class RunCard(QWidget):
         column.addWidget(self._row)
         column.addWidget(split, 1)
 
+    def add_box(self, box: QWidget) -> None:
+        """Add something that takes the place of the curves while it is visible."""
+        self._split.insertWidget(1, box)
+        self._split.setStretchFactor(1, 3)
+        box.hide()
+
     def begin(self, run: RunSummary) -> None:
         """Show another run, of which nothing has been read yet."""
+        self.plot.setVisible(run.kind != "plan")
         self.log.clear()
         self.notice.clear()
         self.tell_pictures("")
@@ -105,7 +113,9 @@ class RunCard(QWidget):
         self.bar.setFormat(f"step {run.step} / {run.steps}" if run.steps else run.state)
         if step is not None or not run.alive:
             self.facts.setText(facts_line(run, step or {}))
-        allowed = tuple(action for action in ACTIONS if action in (*run.actions, "open", "copy"))
+        more = ("buffers",) if run.method == "medcoss" and run.task is None else ()
+        results = () if run.kind == "plan" else ("open",)
+        allowed = tuple(action for action in ACTIONS if action in (*run.actions, *more, *results, "copy"))
         if allowed != self._allowed:
             self._allowed = allowed
             fill_row(self._row, [*(self.buttons[action] for action in allowed), self.previews])
@@ -147,7 +157,8 @@ def facts_line(run: RunSummary, step: dict[str, Any]) -> str:
     if "lr" in step:
         parts.append(f"lr {step['lr']:.1e}")
     if run.score is not None:
-        parts.append(f"best {run.score:.4g}")
+        told = "forgotten on average: loss" if run.kind == "plan" else "best"
+        parts.append(f"{told} {run.score:.4g}")
     if run.started and run.ended:
         parts.append(f"took {duration(run.ended - run.started)}")
     return " · ".join(parts)

@@ -22,8 +22,12 @@ from napari_med3dssl._previews import BELOW, picture_line, read_pictures
 from napari_med3dssl._settings import preference
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, Page, button, button_row, copy_text, wrapping
-from napari_med3dssl.commands import training_command
+from napari_med3dssl.buffer_gallery import BuffersDialog
+from napari_med3dssl.commands import plan_command, training_command
 from napari_med3dssl.explore_pictures import PictureLayers
+from napari_med3dssl.plan_box import PlanBox
+from napari_med3dssl.plan_files import KIND as PLAN
+from napari_med3dssl.plan_files import plan_of, with_stages
 from napari_med3dssl.results import open_results
 from napari_med3dssl.run_card import RunCard
 from training_backend.errors import Med3dError
@@ -102,7 +106,9 @@ class RunsPanel(QWidget):
         run = self.chosen
         if run is None:
             return
-        if action == "open":
+        if action == "buffers":
+            BuffersDialog(self, self.state.viewer, run.name, run.path).show()
+        elif action == "open":
             open_results(self, self.state.viewer, run, self.notice)
         elif action == "copy":
             self._copy_command(run)
@@ -139,6 +145,8 @@ class RunsPanel(QWidget):
         self.table.currentCellChanged.connect(lambda row, *_: self._choose_row(row))
         self.card = RunCard(self.state.viewer)
         self.card.asked.connect(self.act)
+        self.plan = PlanBox(self.state.viewer)
+        self.card.add_box(self.plan)
         self.card.hide()
         page = Page()
         for widget in (self.notice, self.empty, self.table):
@@ -199,6 +207,8 @@ class RunsPanel(QWidget):
         elif update is not None and self.monitor is not None and update.summary.path == self.monitor.run.path:
             self.card.show_update(update, self.monitor.series, self.monitor.warnings)
             self._draw_preview()
+            if any(event["type"] in ("forgetting", "stage", "done") for event in update.events):
+                self.plan.look()
 
     def _show_wanted(self) -> None:
         run = next((run for run in self.runs if run.path.resolve() == self._wanted), None)
@@ -211,6 +221,7 @@ class RunsPanel(QWidget):
 
         self.monitor = Monitor(run.path)
         self.card.begin(run)
+        self.plan.follow(run.path if run.kind == PLAN else None)
         self.card.show()
         self._select_row()
         self.look()
@@ -223,9 +234,10 @@ class RunsPanel(QWidget):
         self.table.blockSignals(True)
         self.table.setRowCount(len(self.runs))
         for row, run in enumerate(self.runs):
-            best = "–" if run.score is None else f"{run.score:.4g}"
-            task = run.task or "pre-train"
-            texts = (run.name, task, f"{SIGNS.get(run.state, '?')} {run.state}", best)
+            best = "–" if run.score is None or run.kind == PLAN else f"{run.score:.4g}"
+            task = run.task or (PLAN if run.kind == PLAN else "pre-train")
+            name, task = (run.name, task) if plan_of(run) is None else (f"    {run.name}", "stage")
+            texts = (name, task, f"{SIGNS.get(run.state, '?')} {run.state}", best)
             for column, text in enumerate(texts):
                 item = self.table.item(row, column)
                 if item is None:
@@ -275,7 +287,10 @@ class RunsPanel(QWidget):
         from training_backend.config import RunConfig
 
         try:
-            copy_text(training_command(RunConfig.load(run.path / "config.yaml"), f"{run.path.name}-2"))
+            if run.kind == PLAN:
+                copy_text(plan_command(run.path / "plan.yaml", run.path))
+            else:
+                copy_text(training_command(RunConfig.load(run.path / "config.yaml"), f"{run.path.name}-2"))
         except Med3dError as error:
             self._complain(str(error))
             return
@@ -296,7 +311,7 @@ class RunsPanel(QWidget):
 def _look_at_disk(monitor: Monitor | None) -> tuple[list[RunSummary], Update | None]:
     from training_backend.jobs.registry import list_runs
 
-    return list_runs(), monitor.update() if monitor is not None else None
+    return with_stages(list_runs()), monitor.update() if monitor is not None else None
 
 
 def _read_preview(folder: Path) -> tuple[list[dict[str, Any]], str]:

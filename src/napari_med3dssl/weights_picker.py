@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from qtpy.QtCore import Signal
@@ -10,7 +11,7 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox, QProgressBar, QVBoxLayout, 
 from napari_med3dssl import _work
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, button, combo
-from training_backend.jobs.sources import WeightsSource, download, run_sources, zoo_sources
+from training_backend.jobs.sources import WeightsSource, download, earlier_sources, run_sources, zoo_sources
 
 FILES = "Weights (*.safetensors *.pt *.pth *.ckpt);;All files (*)"
 BROWSE = "browse"
@@ -24,13 +25,16 @@ class WeightsPicker(QWidget):
         kind: list runs of this kind.
         name: what a screen reader says.
         nothing: text of the entry without weights.
+        find: lists other weights than the runs of that kind and all published ones.
     """
 
     changed = Signal()
 
-    def __init__(self, state: State, kind: str, name: str, nothing: str) -> None:
+    def __init__(
+        self, state: State, kind: str, name: str, nothing: str, find: Callable[[], list[WeightsSource]] | None = None
+    ) -> None:
         super().__init__()
-        self._kind, self._nothing = kind, nothing
+        self._kind, self._nothing, self._other = kind, nothing, find
         self._known: dict[str, WeightsSource] = {}
         self.source = ""
         self.box = combo(name)
@@ -64,8 +68,15 @@ class WeightsPicker(QWidget):
         self.notice.clear()
         self.changed.emit()
 
+    def name_nothing(self, text: str) -> None:
+        """Change the text of the entry without weights."""
+        self._nothing = text
+        self.box.setItemText(0, text)
+
     def _find(self) -> list[WeightsSource]:
-        return [*run_sources(self._kind), *zoo_sources()]
+        if self._other is not None:
+            return self._other()
+        return [*run_sources(self._kind), *(() if self._kind else earlier_sources()), *zoo_sources()]
 
     def _fill(self, found: list[WeightsSource]) -> None:
         self._known = {each.source: each for each in found}

@@ -24,11 +24,9 @@ from training_backend.methods.medcoss_views import (
     DriftOptions,
     MixtureOptions,
     PositionRowsOptions,
-    ReconstructionOptions,
     drift,
     mixture,
     position_rows,
-    reconstruction,
 )
 from training_backend.nn.medcoss_distil import distillation_loss
 from training_backend.weights.load import load_model
@@ -101,9 +99,9 @@ def test_drift_is_the_distance_of_tokens_and_its_mean_the_loss_of_distillation()
         now, then = student.encode_image(volume), teacher.encode_image(volume)
     expected = (now - then).square().mean(dim=2)[0, 1:].reshape(2, 6, 6).numpy()
     np.testing.assert_allclose(arrays(frame)["drift"], expected, rtol=1e-4)
-    assert f"features {float(distillation_loss(now, then)):.3g}," in frame.text
+    assert f"distance {float(distillation_loss(now, then)):.3g}," in frame.text
     place = (np.unravel_index(expected.argmax(), expected.shape) + np.array(0.5)) * 8
-    assert f"z, y, x = {', '.join(str(int(n)) for n in place)} of the view" in frame.text
+    assert f"around z, y, x = {', '.join(str(int(n)) for n in place)} of the view" in frame.text
     cosine = last(drift(student, volume, DriftOptions(measure="cosine", highest=0.5), generator(), against=teacher))
     angle = 1 - F.cosine_similarity(now, then, dim=2)[0, 1:].reshape(2, 6, 6).numpy()
     np.testing.assert_allclose(arrays(cosine)["drift"], angle, atol=1e-5)
@@ -133,9 +131,7 @@ def test_a_position_resembles_itself_and_the_row_that_was_made_alike(axes: str) 
 
 def test_colours_are_shown_in_their_own_order_whatever_order_the_network_reads() -> None:
     network, volume = built(modality="2D_path"), view_of(1, 3, (1, 64, 64))
-    pictures = {
-        one.name: one for one in last(reconstruction(network, volume, ReconstructionOptions(), generator())).pictures
-    }
+    pictures = {one.name: one for one in MEDCOSS.preview(network, volume, {}, generator())}
     assert pictures["original"].role == "rgb"
     np.testing.assert_allclose(pictures["original"].array, volume[0].flip(0).movedim(0, -1).numpy(), atol=1e-6)
     other = view_of(2, 3, (1, 64, 64))
@@ -144,11 +140,11 @@ def test_colours_are_shown_in_their_own_order_whatever_order_the_network_reads()
 
 
 def test_a_network_without_the_decoder_says_so() -> None:
-    network = built(modality="2D_path", encodes=("3d",))
-    with pytest.raises(
-        ConfigError, match=r"no decoder for 3d images \(only one for 2d\).* published file has none for CT"
-    ):
-        last(reconstruction(network, view_of(1), ReconstructionOptions(), generator()))
+    network = built(modality="2D_path", encodes=("3d", "text"))
+    assert network.limits.startswith("It reads reports and volumes too but holds no decoder for them")
+    assert built().limits == ""
+    with pytest.raises(ConfigError, match=r"no decoder for 3d images, only for 2d\..* the published file holds"):
+        MEDCOSS.preview(network, view_of(1), {}, generator())
 
 
 def test_two_models_are_compared_on_a_scan_and_placed_on_it(tmp_path: Path) -> None:
@@ -164,14 +160,14 @@ def test_two_models_are_compared_on_a_scan_and_placed_on_it(tmp_path: Path) -> N
     (picture,) = drawing.placed(frame)
     assert picture.geometry.spacing_mm == pytest.approx([8 * mm for mm in scan.geometry.spacing_mm])
     assert picture.picture.array.max() > 0
-    path = load_model(tmp_path / "1")
-    path.config.method.model_dump()
     picture_model = config("2D_path")
     card = {"kind": "pretrain", "config": picture_model.model_dump(mode="json")}
     profile = InputProfile(size=(1, 64, 64), view="resized", contrasts=COLOURS, crop_body=False)
     save_model(tmp_path / "3", built(3, "2D_path"), {**card, "profile": profile.model_dump(mode="json")})
     with pytest.raises(ConfigError, match="1 and 3 contrasts"):
         draw(first, scan, "drift", against=load_model(tmp_path / "3"))
+    with pytest.raises(ConfigError, match=r"No teacher is kept .* Choose a second model"):
+        draw(first, scan, "drift")
 
 
 def test_a_colour_picture_of_any_size_is_reconstructed_where_it_lies() -> None:
@@ -186,7 +182,7 @@ def test_a_colour_picture_of_any_size_is_reconstructed_where_it_lies() -> None:
     prepared = prepare(volumes, profile)
     np.testing.assert_allclose(prepared.array.mean(axis=(1, 2, 3)) * 255, pixels.mean(axis=(0, 1))[::-1], atol=2)
     network = built(modality="2D_path")
-    frame = last(reconstruction(network, torch.from_numpy(prepared.array)[None], ReconstructionOptions(), generator()))
-    original = arrays(frame)["original"]
+    pictures = MEDCOSS.preview(network, torch.from_numpy(prepared.array)[None], {}, generator())
+    original = pictures[0].array
     np.testing.assert_allclose(original.mean(axis=(0, 1, 2)) * 255, pixels.mean(axis=(0, 1)), atol=2)
     assert made.data.size == (1, 64, 64)

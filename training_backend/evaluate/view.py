@@ -156,7 +156,7 @@ def draw(
     if view.teacher:
         beside["teacher"] = loaded.teacher
     if view.against:
-        beside["against"] = loaded.teacher if against is None else _same_channels(against, loaded)
+        beside["against"] = _taken_from(loaded) if against is None else _same_channels(against, loaded)
     return Drawing(_frames(loaded, view, cut, settings, beside), cut, second)
 
 
@@ -292,7 +292,25 @@ def _frames(
             frame = next(drawn, None)
         if frame is None:
             return
-        yield frame
+        yield replace(frame, text=f"{frame.text} {_older(loaded)}".strip()) if view.teacher and frame.text else frame
+
+
+def _older(loaded: LoadedModel) -> str:
+    """A sentence where the model is of a step at which its teacher was not there yet."""
+    step, taken = loaded.card.get("step"), loaded.card.get("teacher", {}).get("step")
+    if step is None or taken is None or step > taken:
+        return ""
+    return f"The model was best at step {step}, before it had this teacher, which is the network of step {taken}."
+
+
+def _taken_from(loaded: LoadedModel) -> Any:
+    """The teacher beside a model."""
+    if not loaded.card.get("teacher"):
+        raise ConfigError(
+            "No teacher is kept beside this model to compare it with.",
+            "Choose a second model: the stage before, or for an earlier modality the stage that taught it.",
+        )
+    return loaded.teacher
 
 
 def _same_channels(against: LoadedModel, loaded: LoadedModel) -> Any:

@@ -101,9 +101,10 @@ class Ready:
         config, profile = self.loaded.config, self.loaded.profile
         size = " × ".join(str(n) for n in profile.size)
         seen = f"whole scans at {size} voxels" if profile.view != "crop" else f"crops of {size} voxels"
+        limits = getattr(self.loaded.module, "limits", "")
         what = f"fine-tuned for {config.task.name}" if config.task else _KINDS[self.loaded.kind]
         return {
-            "summary": f"{self.loaded.method.card.title}, {what}; sees {seen}.",
+            "summary": f"{self.loaded.method.card.title}, {what}; sees {seen}. {limits}".strip(),
             "method": config.method.name,
             "kind": self.loaded.kind,
             "task": config.task.name if config.task else None,

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training_backend.jobs.registry import list_runs
+from training_backend.jobs.registry import RunSummary, list_runs, summary
 from training_backend.weights import zoo
 
 if TYPE_CHECKING:
     from training_backend.methods.base import ModelView
+
+
+DECODERS = "decoders"
+"""Folder of a run with the decoders of earlier modalities; each names a model."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class WeightsSource:
     """One choice of weights.
 
     Attributes:
-        source: what a configuration names: a run's folder, or ``zoo:NAME``.
+        source: what a configuration names: a run's folder, a decoder that it kept, or ``zoo:NAME``.
         title: what a list shows.
         detail: sentences on origin and licence.
         local: whether it can be used at once.
@@ -56,14 +60,16 @@ class ModelFacts:
 def model_facts(source: str) -> ModelFacts | None:
     """What the card of a run or model folder says, without reading weights; None where only the weights tell."""
     path = Path(source)
-    card = (path if path.is_dir() else path.parent) / "card.json"
-    if not path.is_dir() and not (path.is_file() and path.name == "model.safetensors"):
+    kept = path.parent.name == DECODERS and path.with_suffix(".json").is_file()
+    card = path.with_suffix(".json") if kept else (path if path.is_dir() else path.parent) / "card.json"
+    if not kept and not path.is_dir() and not (path.is_file() and path.name == "model.safetensors"):
         return None
     try:
         told = json.loads(card.read_text(encoding="utf-8"))
         config = told["config"]
         task = (config.get("task") or {}).get("name")
-        return ModelFacts(config["method"]["name"], told.get("kind", config.get("kind", "pretrain")), task)
+        kind = config.get("kind", "pretrain")  # in the description of a decoder, "kind" is that of the modality
+        return ModelFacts(config["method"]["name"], kind if kept else told.get("kind", kind), task)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -80,14 +86,61 @@ def views_of(facts: ModelFacts | None) -> tuple[ModelView, ...]:
 
 
 def run_sources(kind: str = "") -> list[WeightsSource]:
-    """Runs that have a model, newest first; all, or those of one kind."""
+    """Runs that have a model, stages of plans among them, newest first; all, or those of one kind."""
     return [
-        WeightsSource(
-            str(run.path), run.name, f"{run.method} {run.task or run.kind} run: {run.sentence}", kind=run.kind
-        )
-        for run in list_runs()
+        WeightsSource(str(run.path), name, f"{run.method} {run.task or run.kind} run: {run.sentence}", kind=run.kind)
+        for run, name in _named_runs()
         if (run.path / "model.safetensors").is_file() and kind in ("", run.kind)
     ]
+
+
+def earlier_sources() -> list[WeightsSource]:
+    """Modalities of earlier stages, each as the newest encoder after it sees it with the decoder that was kept."""
+    found = []
+    for run, name in _named_runs():
+        for path in sorted((run.path / DECODERS).glob("*.safetensors")):
+            own = run.path / "model.safetensors"
+            if path.stem == _modality(run.path) or not own.is_file():
+                continue
+            detail = f"Encoder of {name}, decoder and views of the stage that taught {path.stem}."
+            found.append(WeightsSource(str(path), f"{name} as {path.stem}", detail, kind="pretrain"))
+    return found
+
+
+def continual_sources() -> list[WeightsSource]:
+    """What a stage of continual learning may start from: plans, which go on, runs of MedCoSS, and published files."""
+    plans = [
+        WeightsSource(str(run.path), f"{run.name} (this plan goes on)", "One stage more is appended.", kind=run.kind)
+        for run in list_runs()
+        if run.kind == "plan" and any((run.path / "stages").glob("*/model.safetensors"))
+    ]
+    runs = [
+        WeightsSource(str(run.path), name, f"Run of {run.method}: {run.sentence}", kind=run.kind)
+        for run, name in _named_runs()
+        if run.method == "medcoss" and run.task is None and (run.path / "model.safetensors").is_file()
+    ]
+    return [*plans, *runs, *zoo_sources("medcoss")]
+
+
+def _named_runs() -> list[tuple[RunSummary, str]]:
+    """Every run and its name, each plan followed by its stages, the last first."""
+    found = {}
+    for run in list_runs():
+        found.setdefault(run.path.resolve(), (run, run.name))
+        if run.kind == "plan":
+            for record in sorted((run.path / "stages").glob("*/run.json"), reverse=True):
+                stage = summary(record.parent)
+                found[record.parent.resolve()] = (stage, f"{run.name} · {stage.name}")
+    return list(found.values())
+
+
+def _modality(run: Path) -> str:
+    """What a run of continual learning taught itself, as its card says."""
+    try:
+        told = json.loads((run / "card.json").read_text(encoding="utf-8"))
+        return str(told["config"]["method"]["modality"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def zoo_sources(family: str = "") -> list[WeightsSource]:

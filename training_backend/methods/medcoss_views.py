@@ -23,17 +23,6 @@ _TOKENS = 4096
 """Places that the likeness of a table's neighbours is averaged over, at most."""
 
 
-class ReconstructionOptions(ConfigModel):
-    """What is hidden, and what is drawn."""
-
-    mask_ratio: float = Field(0.75, ge=0.05, le=0.95, json_schema_extra=_SLIDER)
-    """Share of patches hidden from the encoder."""
-    seed: int = Field(0, ge=0, lt=2**31)
-    """Number that decides which patches are hidden."""
-    full: bool = False
-    """Show what is predicted of visible patches too, in place of the patches themselves."""
-
-
 class MixtureOptions(ConfigModel):
     """How two scans are mixed, and what is hidden of the mixture."""
 
@@ -59,21 +48,6 @@ class PositionRowsOptions(ConfigModel):
 
     point: tuple[int, int, int] = Field((0, 0, 0), json_schema_extra=ui(hidden=True))
     """Voxel (z, y, x) of the view whose patch is meant."""
-
-
-def reconstruction(
-    network: Any, volume: Tensor, options: ReconstructionOptions, generator: torch.Generator
-) -> Iterator[Frame]:
-    """Original, masked view, reconstruction and errors, for networks that hold the decoder of this kind."""
-    from training_backend.methods.medcoss_pictures import reconstruction as drawn
-
-    _check_decoder(network, volume)
-    pictures = drawn(network, volume, options.model_dump(exclude={"seed"}), generator)
-    found = {one.name: one.array for one in pictures}
-    hidden = int(found["mask"].sum())
-    text = f"{hidden} of {found['mask'].size} patches are hidden. "
-    text += "They are predicted without brightness and contrast; the picture has those of the true patches."
-    yield Frame(pictures, text)
 
 
 def mixture(
@@ -141,9 +115,9 @@ def drift(
     patch = tuple(n // m for n, m in zip(volume.shape[2:], mine.grid, strict=True))
     middle = ", ".join(str(int((k + 0.5) * step)) for k, step in zip(place, patch, strict=True))
     text = (
-        f"Mean squared distance of the features {float(squared.mean()):.3g}, which is the loss of distillation with "
-        f"nothing hidden; their mean square is {float(then.square().mean()):.3g}. Cosine {float(cosine.mean()):.3f} on "
-        f"average, {float(cosine.min()):.3f} at worst. Farthest in the patch around z, y, x = {middle} of the view."
+        f"Mean squared distance {float(squared.mean()):.3g}, the loss of distillation with nothing hidden; mean square "
+        f"of the features {float(then.square().mean()):.3g}. Cosine {float(cosine.mean()):.3f} on average, "
+        f"{float(cosine.min()):.3f} at worst. Farthest around z, y, x = {middle} of the view."
     )
     yield Frame([PreviewArray("drift", drawn, "heatmap", voxels=patch, limits=(0.0, top))], text)
 
@@ -198,31 +172,11 @@ def _on_our_grid(network: Any, values: Tensor, volume: Tensor, kind: Kind) -> Te
     return ours
 
 
-def _check_decoder(network: Any, volume: Tensor) -> None:
-    from training_backend.errors import ConfigError
-
-    kind, held = network.kind_of(volume), tuple(getattr(network, "decodes", ()))
-    if kind in held:
-        return
-    told = f"only one for {' and '.join(held)}" if held else "none"
-    raise ConfigError(
-        f"This model holds no decoder for {kind} images ({told}), so it cannot reconstruct them.",
-        "Choose the decoder that the stage of this modality left behind; the published file has none for CT and MR.",
-    )
-
-
 def _described(features: Any) -> str:
     return f"{' × '.join(map(str, features.grid))} tokens of {features.tokens.shape[-1]} numbers"
 
 
 VIEWS = (
-    ModelView(
-        "reconstruction",
-        "Reconstruction of this modality",
-        "Hidden patches as the decoder of the modality imagines them, beside what it was given and the truth.",
-        ReconstructionOptions,
-        reconstruction,
-    ),
     ModelView(
         "mixture",
         "Mixture for rehearsal",

@@ -327,6 +327,18 @@ class MedcossNetwork(MedcossEncoder):
             self.mlm_head = MlmHead(settings.width, settings.vocabulary)
         _initialise(self)
 
+    @property
+    def limits(self) -> str:
+        """A sentence on what it reads but cannot reconstruct; empty where there is nothing of the kind."""
+        names = {"text": "reports", "2d": "2-D images", "3d": "volumes"}
+        lacking = [names[kind] for kind in self.encodes if kind not in self.decodes]
+        if not lacking:
+            return ""
+        return (
+            f"It reads {' and '.join(lacking)} too but holds no decoder for them, so it cannot reconstruct them; a run "
+            "keeps the decoders of its earlier stages."
+        )
+
     def image_loss(
         self,
         volume: Tensor,
@@ -406,7 +418,8 @@ class MedcossNetwork(MedcossEncoder):
         if kind not in self.decodes:
             raise ConfigError(
                 f"This network has no decoder for {kind} images, only for {', '.join(self.decodes)}.",
-                "Choose the weights of the stage that learnt this modality.",
+                "Choose the decoder that the stage of this modality left behind; the published file holds that of its "
+                "last stage only.",
             )
         table, head = (
             (self.decoder_pos_embed_2D, self.decoder_pred_2D)

@@ -54,8 +54,8 @@ def open_source(source: str | Path, changes: Mapping[str, Any] | None = None) ->
     """Read weights, whatever names them.
 
     Args:
-        source: run directory, folder with ``model.safetensors`` and ``card.json`` (or that file), the authors' file,
-            or ``zoo:NAME``.
+        source: run directory, folder with ``model.safetensors`` and ``card.json`` (or that file), a decoder that a run
+            kept of an earlier modality, the authors' file, or ``zoo:NAME``.
         changes: nested changes to the stored or inferred configuration, ``{"method": {"heads": 8}}`` say.
 
     Raises:
@@ -64,6 +64,10 @@ def open_source(source: str | Path, changes: Mapping[str, Any] | None = None) ->
     path = locate(source)
     if path.name == MODEL:
         return _own(path, str(source), changes or {})
+    from training_backend.weights.earlier import is_earlier, open_earlier  # which open a source themselves
+
+    if is_earlier(path):
+        return open_earlier(path)
     checkpoint = load_tensors(path)
     if told := checkpoint.extras.get(CARD_KEY):
         return _with_card(str(told), checkpoint.tensors, str(source), changes or {})

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 TEACHER = "teacher.safetensors"
 ADVICE = (
-    "Runs of VoCo's stages omni and semi take one at half of their steps; choose such a run, finished or stopped after "
-    "that, or let it go on."
+    "Runs of VoCo's stages omni and semi take one at half of their steps, stages of MedCoSS that rehearse at their "
+    "start; choose such a run, finished or stopped after that, or let it go on."
 )
 
 
