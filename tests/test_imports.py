@@ -33,6 +33,7 @@ LEVELS = {
     for name in names
 }
 LEAVES = {
+    "evaluate.clean",
     "evaluate.sliding",
     "evaluate.segmentation_metrics",
     "evaluate.classification_metrics",
