@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.recipe_kit import Cohorts, phantom
@@ -188,6 +190,11 @@ def test_a_semi_run_of_twenty_steps_equals_one_that_was_stopped_on_either_side_o
     first, second = (load_model(one.path).module.state_dict() for one in (whole, stopped))
     assert all(torch.equal(second[name], value) for name, value in first.items())
     assert load_model(whole.path).kind == "pretrain"
+    teachers = [load_model(one.path).teacher.state_dict() for one in (whole, stopped)]
+    assert all(torch.equal(teachers[1][name], value) for name, value in teachers[0].items())
+    newest = load_file(sorted(whole.checkpoints.glob("step_*"))[-1] / "snapshot.safetensors")
+    assert all(torch.equal(teachers[0][name], value) for name, value in newest.items())
+    assert json.loads((whole.path / "card.json").read_text())["teacher"]["step"] == 10
     losses = [
         [event["values"]["loss"] for event in EventReader(one.events_path).read() if event.get("split") == "train"]
         for one in (whole, stopped)

@@ -35,7 +35,7 @@ Answers about a model hold its facts too: `summary` (a sentence), `method`, `kin
 `contrasts`, `reconstructs`, and `views`, a list of `name`, `title`, `tip`, `point`, `other`, `teacher`, `against` and
 `options` (a JSON schema).
 `centre` and `point` are voxels (z, y, x) of the scan's own grid. A picture is `name`, `array`, `geometry` (of the
-array's own grid), `role`, `limits`, `classes`, `sides`; one of role "matrix" has no place in the scan, the numbers of
+array's own grid), `role`, `limits`, `classes`, `sides`, `other`; one of role "matrix" has no place in the scan, the numbers of
 role "vectors" are counted in elements of its geometry.
 """
 
@@ -432,6 +432,7 @@ def _picture(one: Picture) -> Values:
         "limits": picture.limits,
         "classes": classes,
         "sides": list(picture.sides),
+        "other": picture.other,
     }
 
 
