@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,11 +24,14 @@ THEMES = ("dark", "light")
 PRETRAIN = {"optim": {"max_steps": 200}, "engine": {"val_steps": 25, "preview_minutes": 0.2, "threads": 1}}
 FINETUNE = {"optim": {"max_steps": 250}, "engine": {"val_steps": 50, "preview_minutes": 0.2, "threads": 1}}
 VOCO = {"optim": {"max_steps": 100}, "engine": {"val_steps": 50, "preview_minutes": 0, "threads": 1}}
+SEMI = {**VOCO, "method": {"stage": "semi", "decoder_classes": 8}, "optim": {"max_steps": 150}}
 VIEWS = {
     "ar": ("next-patch", "roll-out", "predictability", "sequence", "token-attention"),
-    "voco": ("positions", "position-map", "likeness", "scales"),
+    "voco": ("positions", "position-map", "likeness", "likeness-across", "scales"),
 }
 """Views that are photographed, by method."""
+TEACHER_VIEWS = ("teacher",)
+"""Views of models that have a teacher."""
 log = logging.getLogger("screenshots")
 
 
@@ -53,19 +56,25 @@ def main() -> int:
             return 0
         photographer.empty(home / "empty" / "runs")
         os.environ["MED3DSSL_RUNS"] = str(home / "runs")
-        dataset, pretrained, finetuned, sequence, positions = train(home)
+        dataset, pretrained, finetuned, sequence, positions, labelled = train(home)
         photographer.filled(dataset, pretrained, finetuned)
         with photographer.viewer():
             photographer.sequences()
         photographer.views(sequence)
         photographer.views(positions)
+        photographer.views(labelled, names=TEACHER_VIEWS)
+        with photographer.viewer():
+            photographer.region(dataset)
         photographer.errors(home, dataset, pretrained)
     log.info("%d pictures in %s", len(photographer.written), arguments.output)
     return 0
 
 
-def train(home: Path) -> tuple[Path, Path, Path, Path, Path]:
-    """Demo dataset, and on it runs of masking, fine-tuning, next patches and positions, made once."""
+def train(home: Path) -> tuple[Path, ...]:
+    """Demo dataset, and on it runs of masking, fine-tuning, next patches, positions and positions with labels.
+
+    They are made once.
+    """
     from napari_med3dssl.tiny_demo import make_demo_dataset
     from training_backend.config.presets import finetune_config, pretrain_config
     from training_backend.jobs.launcher import launch
@@ -74,7 +83,7 @@ def train(home: Path) -> tuple[Path, Path, Path, Path, Path]:
     dataset = make_demo_dataset(lambda share, text: log.info("%s", text) if share == 0 else None)
     known = {run.name: run.path for run in list_runs() if run.state == "finished"}
     paths = []
-    for name in ("mae-tiny", "organs", "ar-tiny", "voco-tiny"):
+    for name in ("mae-tiny", "organs", "ar-tiny", "voco-tiny", "semi-tiny"):
         if name not in known:
             if name == "mae-tiny":
                 config = pretrain_config("mae3d", "tiny", dataset, PRETRAIN)
@@ -82,6 +91,8 @@ def train(home: Path) -> tuple[Path, Path, Path, Path, Path]:
                 config = pretrain_config("ar", "tiny", dataset, PRETRAIN)
             elif name == "voco-tiny":
                 config = pretrain_config("voco", "tiny", dataset, VOCO)
+            elif name == "semi-tiny":
+                config = pretrain_config("voco", "tiny", dataset, SEMI)
             else:
                 config = finetune_config(
                     "segmentation", "tiny", dataset, changes={**FINETUNE, "weights": str(paths[0])}
@@ -95,7 +106,7 @@ def train(home: Path) -> tuple[Path, Path, Path, Path, Path]:
                 raise SystemExit(f"{name}: {summary(run).sentence}")
             known[name] = run.path
         paths.append(known[name])
-    return dataset, paths[0], paths[1], paths[2], paths[3]
+    return dataset, *paths
 
 
 class Photographer:
@@ -155,8 +166,14 @@ class Photographer:
             self.fill_explore(pretrained)
             self.photograph("Explore", "filled")
 
-    def views(self, run: Path, scan: Path | None = None) -> None:
-        """What a model shows, one picture per view, and where a place of its scan lies in another one."""
+    def views(self, run: Path, scan: Path | None = None, names: Sequence[str] = ()) -> None:
+        """What a model shows, one picture per view, and where a place of its scan lies in another one.
+
+        Args:
+            run: the model.
+            scan: a file; a generated patient when None.
+            names: of the views; those of the method, and the other place, when empty.
+        """
         with self.viewer():
             if scan is None:
                 self.open_scan()
@@ -171,10 +188,11 @@ class Photographer:
             self.bench.show_tab("Explore")
             self.bench.state.model = str(run)
             self.wait(lambda: panel.scan is not None and len(panel.views) > 0)
-            for name in VIEWS[panel._facts.method]:
+            for name in names or VIEWS[panel._facts.method]:
                 self.show_view(name)
-            if panel._facts.method == "voco":
+            if panel._facts.method == "voco" and not names:
                 self.retrieval()
+                self.scale()
 
     def sequences(self) -> None:
         """Example sequences beside the open scan, in a coronal slice."""
@@ -190,14 +208,54 @@ class Photographer:
         self.napari.reset_view()
         self.photograph("Pre-train", "sequences")
 
-    def retrieval(self) -> None:
-        """A place picked in one scan, looked for in a generated second one."""
+    def region(self, dataset: Path) -> None:
+        """The settings that go with a region of the body."""
+        from napari_med3dssl._widgets import Page
+
+        panel = self.panels["Pre-train"]
+        self.bench.state.dataset = dataset
+        self.bench.show_tab("Pre-train")
+        panel.method.setCurrentIndex(panel.method.findData("voco"))
+        panel.preset.setCurrentIndex(panel.preset.findData("tiny"))
+        panel._restart()
+        self.open_scan()
+        panel.form.editor("method.region").box.setCurrentText("chest")
+        self.wait(lambda: "free for runs" in panel.launch.list.text() and panel.followed.height() > 20)
+        self.settle(2)
+        panel.findChild(Page).ensureWidgetVisible(panel.followed)
+        self.photograph("Pre-train", "region")
+
+    def scale(self) -> None:
+        """Principal components of a fine map of the encoder, computed over the whole scan."""
+        panel = self.panels["Explore"]
+        for layer in self.napari.layers:
+            layer.visible = layer is panel.scan
+        panel.similarity.fold(True)
+        panel.scale_box.setCurrentIndex(3)
+        panel.compute_features()
+        self.wait(lambda: panel.features is not None, 300)
+        panel.embedding.fold(False)
+        panel.embedding.show_button.click()
+        self.wait(lambda: panel.embedding.explained.text() != "", 60)
+        self.centre()
+        self.photograph("Explore", "scale")
+
+    def second_scan(self) -> object:
+        """Another generated patient, opened once."""
         from napari_med3dssl._layers import add, volume_layer
-        from napari_med3dssl.explore_pick import Seeds
         from training_backend.data.phantoms import thorax_ct
 
+        if "second patient" not in self.napari.layers:
+            add(self.napari, volume_layer(thorax_ct(77, (48, 72, 72)).volume, name="second patient"))
+            self.settle(0.2)
+        return self.napari.layers["second patient"]
+
+    def retrieval(self) -> None:
+        """A place picked in one scan, looked for in a generated second one."""
+        from napari_med3dssl.explore_pick import Seeds
+
         panel = self.panels["Explore"]
-        add(self.napari, volume_layer(thorax_ct(77, (48, 72, 72)).volume, name="second patient"))
+        self.second_scan()
         for one in panel.views:
             one.fold(True)
         panel.similarity.fold(False)
@@ -221,6 +279,8 @@ class Photographer:
             one.fold(True)
         section = next(one for one in panel.views if one.view.name == name)
         section.fold(False)
+        if section.view.other:
+            self.second_scan().visible = False
         self.settle(0.2)
         panel.findChild(Page).ensureWidgetVisible(section.text)
         if section.view.point:
@@ -233,8 +293,9 @@ class Photographer:
             self.wait(lambda: "drawn" in section.text.text() or not panel.busy, 180)
             section.stop()
         self.wait(lambda: not panel.busy, 300)
-        self.settle(0.5)
-        panel.findChild(Page).ensureWidgetVisible(section.text)
+        self.settle(1)
+        last = section.matrices if section.view.other else section.text
+        panel.findChild(Page).ensureWidgetVisible(last)
         self.photograph("Explore", name)
         section.leave()
         if section._maps.in_grid:

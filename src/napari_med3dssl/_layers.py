@@ -179,7 +179,7 @@ def vectors_layer(arrows: npt.NDArray[Any], geometry: Geometry, name: str, **fac
         "metadata": _facts(geometry, "vectors", facts),
         "features": pd.DataFrame({LENGTH: np.linalg.norm(data[:, 1] * geometry.spacing_mm, axis=1)}),
         "vector_style": "arrow",
-        "edge_width": max(1.5, 0.008 * max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True)))
+        "edge_width": max(1.5, 0.006 * max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True)))
         / finest,
         "edge_color": ARROWS,
     }

@@ -139,7 +139,7 @@ def test_arrows_go_from_the_crop_to_the_centroid_of_what_it_resembles(axes: str)
     _, _, ys, xs = np.nonzero(turned_back(marked, axes)[0].numpy())  # type: ignore[arg-type]
     from training_backend.methods.voco_views import _arrow
 
-    begins = _arrow(network, network.sampling, start, start + [8, 0])
+    begins = _arrow(network, network.sampling, start, start + np.array([8, 0]))
     np.testing.assert_allclose(begins[0], [0, (ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2])
     np.testing.assert_allclose(begins[1], [0, 0, -8] if axes == "xyz" else [0, 8, 0])
 
@@ -229,3 +229,12 @@ def test_the_command_line_takes_a_second_scan(folder: Path, tmp_path: Path, caps
     listed = capsys.readouterr().out
     assert "--other" in listed
     assert "a teacher" in listed
+
+
+@pytest.mark.parametrize(("step", "said"), [(20, False), (10, True)])
+def test_a_model_that_is_older_than_its_teacher_says_so(folder: Path, step: int, said: bool) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "step": step}))
+    loaded = load_model(str(folder))
+    text = last(draw(loaded, prepared(loaded), "teacher").frames).text
+    assert ("before it had this teacher, which is the network of step 10" in text) == said
