@@ -223,7 +223,7 @@ class ViewSection(ExploreSection):
             else:
                 self._maps.over_scan()
             for one in pictures:
-                if one["other"] and self.other is not None:  # where its scan is hidden, it would lie on the wrong one
+                if one.get("other") and self.other is not None:  # where its scan is hidden, it would lie on the wrong one
                     self._maps[one["name"]].visible = self.other.visible
         self._starting = False
         if values["share"] >= 1:
