@@ -102,6 +102,7 @@ def test_the_next_stage_takes_the_encoder_and_begins_its_decoder_anew(tmp_path: 
     network = method("medcoss").build(run)
     report = init_from(network, path, run, changes=TOLD)
     assert report.share == 1
+    assert report.unexpected == ()
     own = network.state_dict()
     for name, tensor in own.items():
         carried = name.startswith(("fused_encoder", "token_embed", "video_embed", "cls_token"))
@@ -305,6 +306,14 @@ def test_weights_with_other_attention_heads_are_refused(tmp_path: Path) -> None:
     path, run = saved(tmp_path, reference("pretrain_3d")), stage("3d", heads=2)
     with pytest.raises(WeightsError, match="4 attention heads, this network 2"):
         init_from(method("medcoss").build(run), path, run, changes=TOLD)
+
+
+def test_volumes_in_another_frame_are_refused_where_both_read_volumes(tmp_path: Path) -> None:
+    path, run = saved(tmp_path, reference("pretrain_3d")), stage("3d", axes="zyx")
+    with pytest.raises(WeightsError, match=r"method\.axes zxy, this run has zyx"):
+        init_from(method("medcoss").build(run), path, run, changes=TOLD)
+    flat = stage("2d", axes="zyx")
+    assert init_from(method("medcoss").build(flat), path, flat, changes=TOLD).share == 1
 
 
 def test_the_published_file_is_described_at_full_size() -> None:

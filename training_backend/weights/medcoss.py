@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from training_backend.config import RunConfig, merged
 from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.errors import WeightsError
-from training_backend.methods.medcoss_settings import SIZES, Kind, Triple, network_settings
+from training_backend.methods.medcoss_settings import SIZES, Kind, Triple, method_config, network_settings, reads
 from training_backend.methods.medcoss_stage import MODALITIES
 from training_backend.weights.families import Described, Family, plain_name, spread_channels
 
@@ -62,7 +62,7 @@ OTHER_ROWS = "video_embed.embeddings_st_pos.spatial_pos_embed.weight"
 """Uni-Perceiver's positions of images."""
 FIRST = "fused_encoder.layers.0.self_attn.in_proj_weight"
 KNOWN = (
-    r"(fused_encoder\.layers\.\d+|token_embed|video_embed|decoder_[a-z]+|decoder_blocks\.\d+|mlm_head|cls_head|fc_norm"
+    r"(fused_encoder\.layers\.\d+|token_embed|video_embed|decoder_\w+|mlm_head|cls_head|fc_norm"
     r"|head|encoder[1-4]|decoder[2-5]|out)\..+|cls_token|mask_token|decoder_pos_embed_[23]D"
 )
 USUAL: Mapping[Kind, str] = {"text": "1D_text", "2d": "2D_path", "3d": "3D_CT"}
@@ -151,11 +151,15 @@ def fit(name: str, tensor: Tensor, shape: tuple[int, ...], old: RunConfig, new: 
 
 
 def conflict(old: RunConfig, new: RunConfig) -> str:
-    """Attention heads divide the same matrices differently; no shape shows it."""
+    """What no shape shows: attention heads, and the frame of volumes where both read such."""
     theirs, ours = network_settings(old).heads, network_settings(new).heads
-    return (
-        "" if theirs == ours else f"The weights have {theirs} attention heads, this network {ours}; set method.heads."
-    )
+    if theirs != ours:
+        return f"The weights have {theirs} attention heads, this network {ours}; set method.heads."
+    before, after = method_config(old), method_config(new)
+    both = "3d" in (before.kind, *before.encodes) and "3d" in (reads(new), *after.encodes)
+    if both and before.axes != after.axes:
+        return f"The weights were made with method.axes {before.axes}, this run has {after.axes}; set method.axes."
+    return ""
 
 
 def authored(tensors: Mapping[str, Tensor], kind: str, config: RunConfig) -> tuple[str, dict[str, Tensor]] | None:
