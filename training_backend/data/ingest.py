@@ -188,7 +188,8 @@ def _described(sources: Path | Sequence[Path] | Described, name: str) -> Describ
     if not found.cases:
         reasons = " ".join(str(problem) for problem in found.problems[:3])
         raise DataError(
-            f"No scan was found in {Path(found.root).absolute()}. {reasons}".strip(), "Give the folder that holds the scans."
+            f"No scan was found in {Path(found.root).absolute()}. {reasons}".strip(),
+            "Give the folder that holds the scans.",
         )
     return found
 
