@@ -108,6 +108,7 @@ def test_weights_of_another_size(dataset: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": tensors}, path)
     told = refused(segmentation(dataset, path), tmp_path / "run")
     assert "wide.pt" in told
+    assert "encoder10.layer.conv1.conv.weight are not among them" in told
     assert "Its settings are method.feature_size empty (not 3)." in told
 
 
@@ -127,5 +128,7 @@ def test_a_list_of_missing_cases_makes_no_dataset(tmp_path: Path, capsys: pytest
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"training": [{"image": "a/gone.nii.gz", "label": "b/gone.nii.gz"}]}))
     assert main(["data", "ingest", str(path), "--output", str(tmp_path / "data")]) == 1
-    assert "gone.nii.gz" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "gone.nii.gz does not exist" in told
+    assert f"No scan was found in {tmp_path}. " in told
     assert not (tmp_path / "data").exists()

@@ -19,6 +19,7 @@ from training_backend.config import ConfigModel, RunConfig
 from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.config.recipes import recipe, recipe_config
 from training_backend.config.registry import method, task
+from training_backend.data import loader
 from training_backend.data.dataset import Dataset
 from training_backend.data.ingest import ingest
 from training_backend.data.phantoms import write_cohort
@@ -170,6 +171,34 @@ def test_weights_of_an_omni_training_file_start_the_whole_network(
     own = network.state_dict()
     assert report.missing == report.mismatched == ()
     assert all(torch.equal(own[name], value) for name, value in kept.items())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_semi_run_reads_no_unlabelled_view_before_its_teacher_does(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Nothing looks at them before half time, nor in validation; a run that goes on from there is the same."""
+    read: dict[str | None, list[int]] = {None: [], "labels": []}
+    view = loader._Reader._view
+
+    def counted(reader: Any, stored: Any, case: Any, slot: int) -> Any:
+        read[reader.loader.needs].append(slot)
+        return view(reader, stored, case, slot)
+
+    monkeypatch.setattr(loader._Reader, "_view", counted)
+    work = opened(config(dataset, "semi"))
+    outcomes, saved = [], []
+    for outcome in steps(work):
+        outcomes.append(outcome)
+        saved.append(copy.deepcopy(work.state.saved({})))
+    assert read == {None: [4, 5, 6, 7], "labels": [*range(8)]}
+    assert ["pseudo_loss" in scalars for _, scalars in outcomes] == [False, False, True, True]
+    assert validate(work)["dice_loss"] > 0
+    assert read[None] == [4, 5, 6, 7]
+    for start in (1, 2, 3):
+        resumed = opened(config(dataset, "semi", data={"workers": workers}), resuming=True)
+        resumed.state.restore(saved[start - 1])
+        assert list(steps(resumed)) == outcomes[start:]
 
 
 def test_a_semi_run_of_twenty_steps_equals_one_that_was_stopped_on_either_side_of_half_time(
@@ -349,6 +378,7 @@ def test_labels_teach_as_published(dataset: Path) -> None:
     with torch.no_grad():
         for parameter in work.state.network.parameters():
             parameter.mul_(1.1)
+    work.loader.read_from = 0  # the teacher is early
     batch = work.to_batch(next(work.batches()))
     output = work.loss(work.state.network, batch, torch.Generator())
     network, labelled = work.state.network, batch.streams[stages.LABELLED]

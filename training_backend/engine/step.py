@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training_backend.engine import seeds
 from training_backend.engine.batch_norm import by_running_statistics, parts
@@ -57,14 +57,20 @@ def optimise(work: Work, views: StepViews, abandon: Callable[[], bool] = lambda:
     if due is not None and state.snapshot is None and state.progress.step >= due:
         state.take_snapshot(_snapshot_weights(work))
     views = _evened(work, views)
+    moving = _moving(state.network)
+    before = [tensor.detach().clone() for tensor in moving]
     while True:
         try:
             sums = _accumulate(work, views, abandon)
             failed = work.runtime.any(sums is None)
         except PeerStopped:  # all processes know already
             sums, failed = None, True
+        except Cancelled:
+            _restore(moving, before)
+            raise
         if not failed:
             break
+        _restore(moving, before)
         _halve(work, views)
         shrunk = True
     outcome = _apply(work, sums or _Sums(), views)
@@ -82,6 +88,18 @@ def _snapshot_weights(work: Work) -> Mapping[str, Tensor]:
     other = work.method.build(work.config)
     init_from(other, work.snapshot_weights, work.config)
     return other.state_dict()
+
+
+def _moving(network: nn.Module) -> list[Tensor]:
+    """What forward passes change by themselves: statistics of batch norms, and what the network calls its `moving`."""
+    norms = (module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return [*(buffer for norm in norms for buffer in norm.buffers()), *getattr(network, "moving", ())]
+
+
+def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
 
 
 def _evened(work: Work, views: StepViews) -> StepViews:

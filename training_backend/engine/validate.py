@@ -115,6 +115,8 @@ def _fixed_views(work: Work) -> tuple[ViewLoader, dict[str, ViewLoader], Iterato
     needs, runtime = work.needs, work.runtime
     split: Split = "val" if any(case.has(needs) for case in work.dataset.cases(split="val")) else "train"
     loader = ViewLoader(work.dataset, config, needs=needs, split=split, rank=runtime.rank, world=runtime.world)
+    if work.loader.read_from:  # they wait for a teacher, and here there is none
+        loader.read_from = loader.total_steps
     asked = {
         name: replace(stream, config=stream.config.updated({"data": {"augment": UNCHANGED}}))
         for name, stream in work.method.streams(config).items()

@@ -136,6 +136,7 @@ def open_work(config: RunConfig, runtime: Runtime, *, resuming: bool = False) ->
     snapshot = None if task is not None else method.snapshot(config)
     if snapshot is not None:
         state.blank = functools.partial(snapshot.build, config)
+        loader.read_from = int(snapshot.share * total_steps) if snapshot.awaited else 0
     tune_blocks(network, config.engine)
     return Work(
         config=config,

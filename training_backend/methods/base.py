@@ -178,11 +178,14 @@ class Snapshot:
         share: of the run's steps after which it is taken.
         build: the part, whose tensors have the names that they have in the network.
         weights: run or file whose weights it gets, in place of those that the network has then.
+        awaited: whether nothing looks at the run's own views before, or in validation; then they are not read, and
+            batches have them without channels.
     """
 
     share: float
     build: Callable[[RunConfig], nn.Module]
     weights: str = ""
+    awaited: bool = False
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ class VocoConfig(MethodConfig):
     """Voxels that crops are interpolated to along every axis (64 in 2024); empty keeps them."""
     crops: int = Field(2, ge=1)
     """Random crops of a volume in a step."""
+    gather: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """With several processes: norm projections and compare volumes over all of them, as if one held them all. off: each
+    process compares its own, as published."""
     version: Literal["2", "2024"] = Field("2", json_schema_extra=ui(advanced=True))
     """2: student and teacher share the encoder, and volumes are compared with each other. 2024: the teacher is an
     encoder of its own."""
@@ -92,6 +95,8 @@ def build(run: RunConfig) -> nn.Module:
 
     config, classes = _config(run), _classes(run)
     stages.check_stage(config.stage, config.version, classes)
+    _check_gather(config)
+    _check_gradients(run)
     if config.stage == "semi":
         return stages.plain_network(_encoder_settings(run), classes)
     sampling = _sampling(config)
@@ -106,7 +111,7 @@ def build(run: RunConfig) -> nn.Module:
         decoder=classes > 0,
         classes=classes,
     )
-    network.sampling = sampling
+    network.sampling, network.gather = sampling, config.gather
     network.spacing_mm = None if config.region == "custom" else REGIONS[config.region].spacing_mm
     return network
 
@@ -127,9 +132,14 @@ def streams(run: RunConfig) -> dict[str, Stream]:
 
 def snapshot(run: RunConfig) -> Snapshot | None:
     """The teacher of half time, in the stages that have one: the encoder and its decoder."""
-    if _config(run).stage == "self":
+    stage = _config(run).stage
+    if stage == "self":
         return None
-    return Snapshot(stages.HALF, lambda config: stages.plain_network(_encoder_settings(config), _classes(config)))
+
+    def teacher(config: RunConfig) -> nn.Module:
+        return stages.plain_network(_encoder_settings(config), _classes(config))
+
+    return Snapshot(stages.HALF, teacher, awaited=stage == "semi")
 
 
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
@@ -153,25 +163,25 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
 
 def _contrast_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
     """The losses of crops without labels."""
-    from training_backend.data.position import sample
-    from training_backend.nn.axes import turned
-
     assert network.sampling is not None  # networks without it are made for inference
     _warn(network, batch)
-    slabs = turned(batch.volume, network.axes)  # type: ignore[arg-type]
-    crops, labels, _ = sample(slabs, network.sampling, generator, changed=network.training)  # type: ignore[arg-type]
-    keep = None if network.whole_teacher else network.draw_rows(len(crops), generator)  # type: ignore[operator]
+    crops, labels, keep = _drawn(network, batch, generator)
     if network.training and network.begins:
         network.follow()  # type: ignore[operator]
     pseudo: Tensor | float = 0.0
     told: dict[str, Tensor] = {}
-    if (labeller := batch.extra.get("snapshot")) is None:
+    if keep is None:
         _, student, teacher = network.project(crops, keep)  # type: ignore[operator]
     else:
-        number = labels.shape[0] * labels.shape[1]
-        embeddings, logits = network.omni(crops, frozen=True, decoded=number)  # type: ignore[operator]
+        if (labeller := batch.extra.get("snapshot")) is None:
+            embeddings = network.embed(crops)  # type: ignore[operator]
+        else:
+            number = labels.shape[0] * labels.shape[1]
+            embeddings, logits = network.omni(crops, frozen=True, decoded=number)  # type: ignore[operator]
+            pseudo, told = stages.pseudo_loss(logits, stages.pseudo_labels(labeller, crops[:number]))
+        if network.gather and network.training:
+            embeddings, labels, keep = network.together(embeddings, labels, keep)  # type: ignore[operator]
         student, teacher = network.heads(embeddings, keep)  # type: ignore[operator]
-        pseudo, told = stages.pseudo_loss(logits, stages.pseudo_labels(labeller, crops[:number]))
     found = network.contrast(student, teacher, labels)  # type: ignore[operator]
     right = found.predicted.argmax(dim=-1) == labels.argmax(dim=-1)
     return StepOutput(
@@ -186,6 +196,17 @@ def _contrast_step(network: nn.Module, batch: Batch, generator: torch.Generator)
             "padding": 0.0 if batch.padding is None else batch.padding.float().mean(),
         },
     )
+
+
+def _drawn(network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Crops and then bases of the batch's slabs, their overlaps, and which of them the student sees, if not all."""
+    from training_backend.data.position import sample
+    from training_backend.nn.axes import turned
+
+    slabs = turned(batch.volume, network.axes)  # type: ignore[arg-type]
+    crops, labels, _ = sample(slabs, network.sampling, generator, changed=network.training)  # type: ignore[arg-type]
+    keep = None if network.whole_teacher else network.draw_rows(len(crops), generator)  # type: ignore[operator]
+    return crops, labels, keep
 
 
 def preview(
@@ -305,9 +326,31 @@ def _check(run: RunConfig, config: VocoConfig, sampling: Sampling) -> None:
         )
 
 
+def _check_gather(config: VocoConfig) -> None:
+    """Refuse to gather where no volumes are compared with each other."""
+    if config.gather and (config.version == "2024" or config.stage == "semi"):
+        what = "version 2024" if config.version == "2024" else "stage semi"
+        raise ConfigError(
+            f"method.gather compares the volumes of all processes, but {what} compares none with each other.",
+            "Set method.gather to False.",
+        )
+
+
+def _check_gradients(run: RunConfig) -> None:
+    """Refuse gradients of zero in place of none, by which the teacher knows that a step begins."""
+    if run.kind == "pretrain" and run.optim.zero_gradients:
+        raise ConfigError(
+            "optim.zero_gradients is for networks that leave parts out in turn, which VoCo's never does.",
+            "Set optim.zero_gradients to False.",
+        )
+
+
 def _warn(network: Any, batch: Batch) -> None:
     """Say once what makes learning poorer than it looks: a single volume, much padding, another spacing."""
-    if len(batch.volume) == 1 and not network.whole_teacher:
+    from training_backend.nn.gather import processes
+
+    others = network.gather and network.training and processes() > 1
+    if len(batch.volume) == 1 and not network.whole_teacher and not others:
         _once(
             network,
             "A step sees a single volume at a time, so volumes are compared with themselves and nothing is learnt from "
@@ -364,5 +407,6 @@ METHOD = Method(
     views=(*VIEWS, *COMPARISONS),
     streams=streams,
     snapshot=snapshot,
+    gathers=lambda run: _config(run).gather,
     scales=SCALES,
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from training_backend.nn.gather import gathered, processes
 from training_backend.nn.swin_unetr import Maps, SwinUnetr
 from training_backend.nn.voco_losses import assign, inter_loss, likeness, position_loss, position_losses_2024
 
@@ -98,6 +99,8 @@ class Voco(SwinUnetr):
         self.sampling: Sampling | None = None
         self.spacing_mm: tuple[float, float, float] | None = None
         self.told: list[list[str]] = []
+        self.gather = False
+        """Whether training compares the volumes of all processes."""
         sizes = (self.width, hidden, projected)
         if whole_teacher:
             self.proj_head = ProjectionHead(*sizes)
@@ -113,6 +116,11 @@ class Voco(SwinUnetr):
     def projection(self) -> ProjectionHead:
         """The student's projection."""
         return self.proj_head if self.whole_teacher else self.student
+
+    @property
+    def moving(self) -> list[Tensor]:
+        """What a step changes besides the trained weights: the teacher."""
+        return list(self.teacher.parameters())
 
     @property
     def begins(self) -> bool:
@@ -159,6 +167,23 @@ class Voco(SwinUnetr):
         with torch.no_grad():
             teacher = self.teacher(embeddings)
         return self.student(seen), teacher
+
+    def together(self, embeddings: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three of all processes, as one has them that holds all their volumes; the gradient goes back to each.
+
+        Args:
+            embeddings: [B N + B K, 24F] of this process, all crops, then all bases.
+            labels: [B, N, K].
+            keep: of `draw_rows`.
+        """
+        crops = labels.shape[0] * labels.shape[1]
+
+        def in_order(rows: Tensor) -> Tensor:
+            parts = gathered(rows).unflatten(0, (processes(), -1))
+            return torch.cat([parts[:, :crops].flatten(0, 1), parts[:, crops:].flatten(0, 1)])
+
+        kept = in_order(keep.to(embeddings.device, torch.float32)) > 0
+        return in_order(embeddings), gathered(labels), kept
 
     def contrast(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Contrast:
         """Losses of the projections of a step.

@@ -64,7 +64,8 @@ class ImportReport:
         if self.share >= REQUIRED and not lacking:
             return self
         found = f"{self.encoder_matched} of {self.encoder} encoder tensors ({self.share:.0%}) are in {self.source}"
-        needed = f"and {', '.join(lacking)} is not" if lacking else f"{REQUIRED:.0%} are needed"
+        verb = "is" if len(lacking) == 1 else "are"
+        needed = f"{', '.join(lacking)} {verb} not among them" if lacking else f"{REQUIRED:.0%} are needed"
         raise WeightsError(f"Only {found}; {needed}.", reason or "Choose weights of the same network.")
 
     def __str__(self) -> str:
