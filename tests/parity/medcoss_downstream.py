@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.parity import medcoss_networks
 from tests.parity.cases import Case, Check
+from tests.parity.medcoss_networks import as_volume
 from training_backend.evaluate.clean import larger_parts, largest_part
 from training_backend.evaluate.published_scores import dice_pictures, dice_volumes
 from training_backend.evaluate.sliding import Tiling, importance, predict_probabilities, with_flips
@@ -24,38 +27,9 @@ from training_backend.tasks.classification import ClassificationConfig, classifi
 ENCODER = ("fused_encoder.", "token_embed.", "video_embed.", "cls_token")
 
 
-def tolerance(case: Case) -> float:
-    given = case.entry["tolerance"]
-    return float(given["atol"] if isinstance(given, dict) else given)
-
-
-def compare(case: Case, name: str, actual: Any) -> None:
-    case.compare(name, actual, atol=tolerance(case), rtol=0)
-
-
 def settings(config: dict[str, Any]) -> MedcossSettings:
-    """Takes the sizes of a case out of `config`; those of parts that a task does not have are dropped."""
-    patch, count = config.pop("P"), dict.fromkeys(("in2D", "in3D"), 0)
-    for name in count:
-        count[name] = int(np.prod([size // patch for size in config.pop(name)]))
-    for name in ("NP", "DD", "DL", "DH", "words"):  # decoder, unused table, length of the texts, which arrays have
-        config.pop(name)
-    return MedcossSettings(
-        width=config.pop("D"),
-        depth=config.pop("L"),
-        heads=config.pop("H"),
-        mlp_dim=config.pop("FF"),
-        vocabulary=config.pop("V"),
-        text_rows=config.pop("T"),
-        patch_2d=(1, patch, patch),
-        patch_3d=(patch, patch, patch),
-        size_2d=(1, *config.pop("now2D")),
-        size_3d=tuple(config.pop("now3D")),
-        rows_2d=count["in2D"],
-        rows_3d=count["in3D"],
-        positions="flat",
-        text_mask="compatible",
-    )
+    """Takes the sizes of a case out of `config`; the unused table is in no network of a task."""
+    return replace(medcoss_networks.settings(config), unused_rows=0)
 
 
 def needed(published: dict[str, Any], network: nn.Module) -> dict[str, Any]:
@@ -81,12 +55,16 @@ def finish(case: Case, config: dict[str, Any], network: nn.Module, loss: Tensor)
     loss.backward()
     found = authors_names({name: p.grad for name, p in network.named_parameters()})
     for name in [name for name in case.arrays if name.startswith("grad__")]:
-        compare(case, name, found[name.removeprefix("grad__")])
+        case.compare(name, found[name.removeprefix("grad__")])
 
 
-def as_volume(image: Tensor) -> Tensor:
-    """A picture [B, C, H, W] as a volume of one slice."""
-    return image if image.ndim == 5 else image.unsqueeze(2)
+def check_loss(case: Case, logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the class, and the accuracy."""
+    task = ClassificationConfig(kind="multiclass", classes=logits.shape[1])
+    loss = classification_loss(logits, soft_target(labels, task), task)
+    case.compare("loss", loss)
+    case.compare("acc", (logits.argmax(1) == labels).double().mean())
+    return loss
 
 
 def check_sentences(case: Case) -> None:
@@ -97,20 +75,16 @@ def check_sentences(case: Case) -> None:
     config.pop("mode")
     ids, mask, labels = (case.tensor(name) for name in ("input_ids", "attention_mask", "labels"))
     logits = network(ids, mask)
-    compare(case, "logits", logits.log_softmax(1))
-    compare(case, "prob", logits.softmax(1))
+    case.compare("logits", logits.log_softmax(1))
+    case.compare("prob", logits.softmax(1))
     alone = torch.cat([network(ids[i : i + 1], mask[i : i + 1]) for i in range(len(ids))])
-    compare(case, "prob_batch1", alone.softmax(1))
-    fixed = MedcossEncoder(MedcossSettings(**{**vars(encoder.settings), "text_mask": "fixed"}), {"text"})
+    case.compare("prob_batch1", alone.softmax(1))
+    fixed = MedcossEncoder(replace(encoder.settings, text_mask="fixed"), {"text"})
     fixed.load_state_dict(encoder.state_dict())
     network.encoder = fixed.eval()  # without the mixed-up padding a batch gives what single texts give
-    torch.testing.assert_close(network(ids, mask), alone, atol=tolerance(case), rtol=0)
+    torch.testing.assert_close(network(ids, mask), alone, atol=case.entry["tolerance"]["atol"], rtol=0)
     network.encoder = encoder
-    task = ClassificationConfig(kind="multiclass", classes=classes)
-    loss = classification_loss(logits, soft_target(labels, task), task)
-    compare(case, "loss", loss)
-    compare(case, "acc", (logits.argmax(1) == labels).double().mean())
-    finish(case, config, network, loss)
+    finish(case, config, network, check_loss(case, logits, labels))
 
 
 def check_classes(case: Case) -> None:
@@ -121,15 +95,11 @@ def check_classes(case: Case) -> None:
     hidden: Sequence[int] = (encoder.width,) if name == "RICORD" else ()
     network = loaded(case, VolumeHead(encoder, classes, "patches", hidden))
     config.pop("mode")
-    compare(case, "pooled_after_fc_norm", network.features(image))
+    case.compare("pooled_after_fc_norm", network.features(image))
     logits = network(image)
-    compare(case, "logits", logits)
-    compare(case, "prob", logits.softmax(1))
-    task = ClassificationConfig(kind="multiclass", classes=classes)
-    loss = classification_loss(logits, soft_target(labels, task), task)
-    compare(case, "loss", loss)
-    compare(case, "acc", (logits.argmax(1) == labels).double().mean())
-    finish(case, config, network, loss)
+    case.compare("logits", logits)
+    case.compare("prob", logits.softmax(1))
+    finish(case, config, network, check_loss(case, logits, labels))
 
 
 def check_segmentation(case: Case) -> None:
@@ -142,21 +112,24 @@ def check_segmentation(case: Case) -> None:
     taps = [int(name.removeprefix("hidden")) for name in case.arrays if name.startswith("hidden")]
     assert taps == [*network.taps, encoder.depth - 1]
     for tap, tokens in zip(taps, encoder.encode(image, hidden=taps).hidden, strict=True):
-        compare(case, f"hidden{tap}", tokens)
+        case.compare(f"hidden{tap}", tokens)
     (logits,) = network(image)
     found = logits.squeeze(2) if flat else logits
-    compare(case, "logits", found)
+    case.compare("logits", found)
     targets = case.tensor("labels").to(torch.int8)
     dice, entropy = dice_bce(found, targets)
-    compare(case, "dice_loss", dice)
-    compare(case, "bce_loss", entropy)
-    compare(case, "total", dice + entropy)
+    case.compare("dice_loss", dice)
+    case.compare("bce_loss", entropy)
+    case.compare("total", dice + entropy)
     partly = targets.clone()
     partly[0, -1] = -1
     for name, term in zip(("dice_loss_ignored", "bce_loss_ignored"), dice_bce(found, partly), strict=True):
         expected = case.arrays[name]  # not a number where nothing is left, for which we give 0
         torch.testing.assert_close(
-            term.detach().double(), torch.tensor(np.nan_to_num(expected)).double(), atol=tolerance(case), rtol=0
+            term.detach().double(),
+            torch.tensor(np.nan_to_num(expected)).double(),
+            atol=case.entry["tolerance"]["atol"],
+            rtol=0,
         )
     finish(case, config, network, dice + entropy)
 
@@ -182,21 +155,21 @@ def check_windows(case: Case) -> None:
     tiling = Tiling(tuple(tile), config.pop("overlap"), 2, blend="nnunet", sigma=sigma, fill=-1.0, pad_end=True)
     assert not config, f"settings that the suite does not understand: {sorted(config)}"
     weight = importance(tiling.window, tiling.blend, tiling.sigma)
-    compare(case, "gaussian", weight[0] if flat else weight)
+    case.compare("gaussian", weight[0] if flat else weight)
     found = predict_probabilities(with_flips(probabilities, (1, 2) if flat else (0, 1, 2)), image, tiling)
-    compare(case, "prob", (found[:, 0] if flat else found)[None].double())
+    case.compare("prob", (found[:, 0] if flat else found)[None].double())
 
 
 def check_scores(case: Case) -> None:
     found, truth = case.arrays["pred"] > 0, case.arrays["ref"] > 0
     nothing = np.zeros_like(found)
-    compare(case, "dice_3d", dice_volumes(found, truth))
+    case.compare("dice_3d", dice_volumes(found, truth))
     of_slices = [dice_pictures(*pair) for pair in zip(found, truth, strict=True)]  # which one is not told
-    compare(case, "dice_2d", min(of_slices, key=lambda score: abs(score - case.arrays["dice_2d"])))
-    compare(case, "dice_3d_empty", dice_volumes(nothing, nothing))
-    compare(case, "dice_2d_empty", dice_pictures(nothing, nothing))
-    compare(case, "organ_largest", largest_part(found).astype(np.uint8))
-    compare(case, "tumour_gt50", larger_parts(found, 50).astype(np.uint8))
+    case.compare("dice_2d", min(of_slices, key=lambda score: abs(score - case.arrays["dice_2d"])))
+    case.compare("dice_3d_empty", dice_volumes(nothing, nothing))
+    case.compare("dice_2d_empty", dice_pictures(nothing, nothing))
+    case.compare("organ_largest", largest_part(found).astype(np.uint8))
+    case.compare("tumour_gt50", larger_parts(found, 50).astype(np.uint8))
 
 
 CHECKS: dict[str, Check] = {
