@@ -20,7 +20,12 @@ _DATA = {
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
-        "method": {"size": "tiny", "window": 4, "text": {"width": 96, "layers": 2, "longest": 96}},
+        "method": {
+            "size": "tiny",
+            "window": 4,
+            "heads": (1, 2, 3, 6),
+            "text": {"width": 96, "layers": 2, "longest": 96},
+        },
         "data": {**_DATA, "size": (64, 64, 64)},
         "optim": {"epochs": 1000, "max_steps": 300, "batch_size": 4, "lr": 1e-3, "warmup": 0.1},
         "engine": {"device": "auto", "val_steps": 50, "preview_minutes": 0.5},

@@ -182,9 +182,10 @@ def masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
 def stretched(kernel: Tensor, before: Triple, after: Triple) -> Tensor:
     """Weights [1, L] that sum up the tokens of a grid `after` as `kernel` does those of a grid `before`.
 
-    They are interpolated, and as large together.
+    They are interpolated, and exactly as large together, so tokens that are all alike give the same sum.
     """
     if before == after:
         return kernel
     resized = F.interpolate(kernel.view(1, 1, *before), size=after, mode="trilinear", align_corners=False)
-    return resized.view(1, -1) * (math.prod(before) / math.prod(after))
+    scaled = resized.view(1, -1) * (math.prod(before) / math.prod(after))
+    return scaled + (kernel.sum() - scaled.sum()) / math.prod(after)

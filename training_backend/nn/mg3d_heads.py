@@ -142,8 +142,7 @@ class ContrastHead(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors [B, outputs] of both sides [B, inputs]."""
-        one = self.vision_proj(self.vision_ln(first.float()).to(first.dtype))
-        other = self.language_proj(self.language_ln(second.float()).to(second.dtype))
+        one, other = self.vision_proj(self.vision_ln(first)), self.language_proj(self.language_ln(second))
         return F.normalize(one, dim=-1), F.normalize(other, dim=-1)
 
 

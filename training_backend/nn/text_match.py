@@ -63,6 +63,7 @@ class TextMatch(nn.Module):
         settings: Any = text.config
         self.encoder, self.visual, self.tokeniser, self.reading = encoder, visual, tokeniser, reading
         self.freeze_encoder, self.freeze_text = freeze_encoder or latents_only, freeze_text or latents_only
+        self.starts_whole = gates > 0  # weights of MG-3D hold gates too, and nothing else that a task has
         self.text_transformer = text
         self.local_img_cross_multihead_attention = nn.ModuleList(
             SentenceGates(tokens[1], pooled=True) for _ in range(gates)
