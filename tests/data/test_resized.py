@@ -169,3 +169,23 @@ def test_a_share_of_one_is_all_of_a_picture_whatever_its_shape(tmp_path, run_con
     row = loader.to_batch(next(loader.batches()), "cpu").volume[0, 0, 0, 0]
     assert row[0] < 0.05
     assert row[-1] > 0.95
+
+
+def test_masks_go_with_their_pictures(tmp_path, run_config):
+    """Cut, resized and flipped, a mask stays over what it marks."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "files" / folder).mkdir(parents=True)
+    for number in range(4):
+        marks = np.kron(rng.integers(0, 2, (6, 5)), np.ones((8, 8))).astype(np.uint8)
+        Image.fromarray(40 + 160 * marks).save(tmp_path / "files" / "images" / f"{number}.png")
+        Image.fromarray(255 * marks).save(tmp_path / "files" / "masks" / f"{number}.png")
+    ingest(tmp_path / "files", tmp_path / "dataset", IngestConfig(workers=0, splits=(0.75, 0.25, 0)))
+    dataset = Dataset.open(tmp_path / "dataset")
+    data = {"view": "resized", "size": (1, 64, 64), "augment": {"flip": (0, 0.5, 0.5)}}
+    for split in ("train", "val"):
+        for batch in steps(ViewLoader(dataset, run_config(dataset.folder, data=data), needs="labels", split=split)):
+            bright = batch.volume[:, 0] * 255 > 120
+            assert batch.labels.shape == bright.shape
+            assert (bright == (batch.labels == 1)).float().mean() > 0.97
+            assert 0.1 < bright.float().mean() < 0.9
