@@ -20,16 +20,42 @@ if TYPE_CHECKING:
     from training_backend.methods.base import Encoder
 
 
-class ClassificationConfig(TaskConfig):
-    """Settings of classification."""
+class AnswersConfig(TaskConfig):
+    """What is asked about a case, and how answers are learnt and judged."""
 
-    name: str = Field("classification", json_schema_extra=ui(hidden=True))
     kind: Literal["binary", "multilabel", "multiclass"] = "binary"
     """binary: one yes or no. multilabel: several, independent. multiclass: exactly one of several classes."""
     classes: int = Field(1, ge=1)
     """Outputs: 1 for binary, the number of labels for multilabel, of classes for multiclass."""
     class_names: tuple[str, ...] = ()
     """Names of the outputs; empty numbers them."""
+    freeze_encoder: bool = False
+    """Train the head alone (linear probe)."""
+    class_weights: tuple[float, ...] = Field((), json_schema_extra=ui(advanced=True))
+    """Weight of the positive cases of each label, or of each class in multiclass; empty is 1."""
+    balanced: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Multiclass: every class of a batch counts the same, however many of its cases are in it."""
+    smoothing: float = Field(0.0, ge=0, lt=1, json_schema_extra=ui(advanced=True))
+    """Label smoothing."""
+    choose: Literal["auc", "sum"] = Field("auc", json_schema_extra=ui(advanced=True))
+    """What the best model has most of: AUC, or the sum of AUC (multiclass: of pairs of classes), accuracy and F1."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AnswersConfig:
+        if (self.kind == "binary") != (self.classes == 1):
+            raise ValueError("binary has exactly 1 output; multilabel and multiclass have at least 2")
+        for field in ("class_weights", "class_names"):
+            if getattr(self, field) and len(getattr(self, field)) != self.classes:
+                raise ValueError(f"{field} needs {self.classes} entries, or none")
+        if self.balanced and (self.kind != "multiclass" or self.class_weights):
+            raise ValueError("balanced needs kind multiclass and no class_weights")
+        return self
+
+
+class ClassificationConfig(AnswersConfig):
+    """Settings of classification."""
+
+    name: str = Field("classification", json_schema_extra=ui(hidden=True))
     pooling: Literal["global", "class", "tokens", "patches", "decoder"] = "global"
     """global: class token and mean of all patches. class: class token after the encoder's final norm. tokens: the mean
     of what a linear layer without bias says of every patch, which gives a map of evidence for each class. patches: the
@@ -40,34 +66,17 @@ class ClassificationConfig(TaskConfig):
     hidden: tuple[int, ...] = Field((), json_schema_extra=ui(advanced=True))
     """Widths of hidden layers of the head; empty is a linear head. They end in a batch norm, with patches in a layer
     norm."""
-    freeze_encoder: bool = False
-    """Train the head alone (linear probe)."""
-    class_weights: tuple[float, ...] = Field((), json_schema_extra=ui(advanced=True))
-    """Weight of the positive cases of each label, or of each class in multiclass; empty is 1."""
-    balanced: bool = Field(False, json_schema_extra=ui(advanced=True))
-    """Multiclass: every class of a batch counts the same, however many of its cases are in it."""
-    smoothing: float = Field(0.0, ge=0, lt=1, json_schema_extra=ui(advanced=True))
-    """Label smoothing."""
     mixup: float = Field(0.0, ge=0, json_schema_extra=ui(advanced=True))
     """Blend pairs of volumes and their labels with a share drawn from Beta(mixup, mixup); 0 is off."""
-    choose: Literal["auc", "sum"] = Field("auc", json_schema_extra=ui(advanced=True))
-    """What the best model has most of: AUC, or the sum of AUC (multiclass: of pairs of classes), accuracy and F1."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> ClassificationConfig:
-        if (self.kind == "binary") != (self.classes == 1):
-            raise ValueError("binary has exactly 1 output; multilabel and multiclass have at least 2")
-        for field in ("class_weights", "class_names"):
-            if getattr(self, field) and len(getattr(self, field)) != self.classes:
-                raise ValueError(f"{field} needs {self.classes} entries, or none")
+    def _consistent_head(self) -> ClassificationConfig:
         if self.pooling == "tokens" and self.hidden:
             raise ValueError("pooling over tokens has a linear head; leave hidden empty")
         if self.pooling == "decoder" and self.hidden:
             raise ValueError("pooling over a decoder has a linear head; leave hidden empty")
         if self.repeat_depth and self.pooling != "decoder":
             raise ValueError("repeat_depth needs pooling over a decoder")
-        if self.balanced and (self.kind != "multiclass" or self.class_weights):
-            raise ValueError("balanced needs kind multiclass and no class_weights")
         return self
 
 
@@ -119,7 +128,7 @@ def check_targets(run: RunConfig, cases: Sequence[CaseRecord]) -> None:
     """
     from training_backend.errors import ConfigError
 
-    task = _config(run)
+    task = answers(run)
     for case in cases:
         values = case.target or ()
         if task.kind == "multiclass" and len(values) == 1:
@@ -169,7 +178,7 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
     return StepOutput(loss=classification_loss(logits, target, config))
 
 
-def classification_loss(logits: Tensor, target: Tensor, config: ClassificationConfig) -> Tensor:
+def classification_loss(logits: Tensor, target: Tensor, config: AnswersConfig) -> Tensor:
     """Binary cross entropy with positive weights, or cross entropy with class weights or balanced over classes.
 
     Balanced is the mean over all K classes of the mean loss of the cases of each; a class without a case counts 0.
@@ -190,7 +199,7 @@ def classification_loss(logits: Tensor, target: Tensor, config: ClassificationCo
     return F.binary_cross_entropy_with_logits(logits.float(), target, pos_weight=weights)
 
 
-def soft_target(target: Tensor, config: ClassificationConfig) -> Tensor:
+def soft_target(target: Tensor, config: AnswersConfig) -> Tensor:
     """`target` [B] or [B, K] as probabilities [B, K] with label smoothing; multiclass targets are class numbers."""
     import torch.nn.functional as F
 
@@ -245,7 +254,12 @@ def predict(network: nn.Module, run: RunConfig, volume: Tensor, progress: Progre
         logits: Tensor = network(volume)[0].float()
     if progress is not None:
         progress(1.0)
-    return logits.softmax(0) if _config(run).kind == "multiclass" else logits.sigmoid()
+    return probabilities(run, logits)
+
+
+def probabilities(run: RunConfig, logits: Tensor) -> Tensor:
+    """Softmax of `logits` [..., K] for multiclass, else sigmoids."""
+    return logits.softmax(-1) if answers(run).kind == "multiclass" else logits.sigmoid()
 
 
 def evaluate(run: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
@@ -257,10 +271,10 @@ def evaluate(run: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
 
     from training_backend.evaluate.classification_metrics import classification_report
 
-    config = _config(run)
-    probabilities = np.stack([np.asarray(result.prediction, float).ravel() for result in results])
+    config = answers(run)
+    found = np.stack([np.asarray(result.prediction, float).ravel() for result in results])
     truth = np.stack([np.asarray(result.truth, float).ravel() for result in results])
-    report = classification_report(probabilities, truth, config.kind, names=config.class_names)
+    report = classification_report(found, truth, config.kind, names=config.class_names)
     if config.choose == "sum":
         report["score"] = report.get("auc_pairs", report.get("auc", 0.0)) + report["accuracy"] + report.get("f1", 0.0)
     return report
@@ -294,6 +308,12 @@ def _target(batch: Batch) -> Tensor:
             "Classification needs a target for each case, but this dataset has none.", "Add a Label column."
         )
     return batch.target
+
+
+def answers(run: RunConfig) -> AnswersConfig:
+    """What a run of a task of classes asks."""
+    assert isinstance(run.task, AnswersConfig)
+    return run.task
 
 
 def _config(run: RunConfig) -> ClassificationConfig:

@@ -5,54 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from training_backend.config import TaskConfig, ui
+from training_backend.config import ui
 from training_backend.methods.base import Batch, StepOutput
-from training_backend.tasks import classification
-from training_backend.tasks.base import CaseResult, Progress, Task
-from training_backend.tasks.classification import ClassificationConfig
+from training_backend.tasks.base import Progress, Task
+from training_backend.tasks.classification import (
+    AnswersConfig,
+    answers,
+    check_targets,
+    classification_loss,
+    evaluate,
+    layer_id,
+    probabilities,
+    soft_target,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from training_backend.config import RunConfig
-    from training_backend.data.manifest import CaseRecord
     from training_backend.methods.base import Encoder
     from training_backend.nn.medcoss_downstream import SentenceHead
     from training_backend.nn.medcoss_words import Words
 
 
-class TextClassificationConfig(TaskConfig):
-    """Settings of the classification of texts; they mean what those of classification mean."""
+class TextClassificationConfig(AnswersConfig):
+    """Settings of the classification of texts."""
 
     name: str = Field("text_classification", json_schema_extra=ui(hidden=True))
     kind: Literal["binary", "multilabel", "multiclass"] = "multiclass"
     """binary: one yes or no. multilabel: several, independent. multiclass: exactly one of several classes."""
     classes: int = Field(2, ge=1)
     """Outputs: 1 for binary, the number of labels for multilabel, of classes for multiclass."""
-    class_names: tuple[str, ...] = ()
-    """Names of the outputs; empty numbers them."""
-    freeze_encoder: bool = False
-    """Train the head alone (linear probe)."""
-    class_weights: tuple[float, ...] = Field((), json_schema_extra=ui(advanced=True))
-    """Weight of the positive texts of each label, or of each class in multiclass; empty is 1."""
-    balanced: bool = Field(False, json_schema_extra=ui(advanced=True))
-    """Multiclass: every class of a batch counts the same, however many of its texts are in it."""
-    smoothing: float = Field(0.0, ge=0, lt=1, json_schema_extra=ui(advanced=True))
-    """Label smoothing."""
-    choose: Literal["auc", "sum"] = Field("auc", json_schema_extra=ui(advanced=True))
-    """What the best model has most of: AUC, or the sum of AUC (multiclass: of pairs of classes), accuracy and F1."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TextClassificationConfig:
-        self.of_cases()
-        return self
-
-    def of_cases(self) -> ClassificationConfig:
-        """The same settings for classification, whose losses and metrics are used."""
-        return ClassificationConfig.model_validate({**self.model_dump(), "name": "classification"})
 
 
 _TEXTS: Mapping[str, Any] = {"view": "text", "size": (1, 1, 1), "augment": {"flip": (0.0, 0.0, 0.0)}}
@@ -86,7 +72,7 @@ def build(run: RunConfig, encoder: Encoder) -> nn.Module:
     from training_backend.methods.medcoss import words_of
     from training_backend.nn.medcoss_downstream import SentenceHead
 
-    config = _config(run)
+    config = answers(run)
     if run.data.view != "text":
         raise ConfigError(f"Texts are classified, but data.view is {run.data.view}.", "Set data.view to text.")
     if "text" not in getattr(encoder, "encodes", ()):
@@ -95,7 +81,7 @@ def build(run: RunConfig, encoder: Encoder) -> nn.Module:
             "Choose the method medcoss.",
         )
     network = SentenceHead(cast("Any", encoder), config.classes, config.freeze_encoder)
-    network.task = config.of_cases()  # type: ignore[assignment]
+    network.task = config  # type: ignore[assignment]
     network.words = words_of(run)  # type: ignore[assignment]
     return network
 
@@ -103,9 +89,8 @@ def build(run: RunConfig, encoder: Encoder) -> nn.Module:
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
     """Loss of the texts of a batch, whose `target` is [B] or [B, K]."""
     from training_backend.errors import DataError
-    from training_backend.tasks.classification import classification_loss, soft_target
 
-    config: ClassificationConfig = network.task  # type: ignore[assignment]
+    config: AnswersConfig = network.task  # type: ignore[assignment]
     if batch.target is None:
         raise DataError("Classification needs a target for each text, but some have none.", "Add a Label column.")
     logits = _logits(cast("SentenceHead", network), batch.extra["texts"])
@@ -131,24 +116,7 @@ def predict_texts(network: nn.Module, run: RunConfig, texts: Sequence[str]) -> T
     parts = [[text] for text in texts] if alone else [list(texts)]
     with torch.inference_mode():
         logits = torch.cat([_logits(reader, part) for part in parts]).float()
-    return logits.softmax(1) if _config(run).kind == "multiclass" else logits.sigmoid()
-
-
-def evaluate(run: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
-    """Metrics of classification with 95 % bootstrap intervals; "score" is what the task chooses by."""
-    return classification.evaluate(_of_cases(run), results)
-
-
-def check(run: RunConfig, cases: Sequence[CaseRecord]) -> None:
-    """Refuse texts whose target the task has no place for, as classification does."""
-    classification.check_targets(_of_cases(run), cases)
-
-
-def layer_id(network: nn.Module, parameter: str) -> int:
-    """Depth of a parameter; the head has the largest."""
-    from training_backend.nn import heads
-
-    return heads.layer_id(network, parameter)
+    return probabilities(run, logits)
 
 
 def contained(network: nn.Module, run: RunConfig) -> RunConfig:
@@ -164,15 +132,6 @@ def _logits(network: SentenceHead, texts: Sequence[str]) -> Tensor:
     return logits
 
 
-def _of_cases(run: RunConfig) -> RunConfig:
-    return run.model_copy(update={"task": _config(run).of_cases()})
-
-
-def _config(run: RunConfig) -> TextClassificationConfig:
-    assert isinstance(run.task, TextClassificationConfig)
-    return run.task
-
-
 TASK = Task(
     name="text_classification",
     config=TextClassificationConfig,
@@ -184,7 +143,7 @@ TASK = Task(
     predict=predict,
     evaluate=evaluate,
     layer_id=layer_id,
-    check=check,
+    check=check_targets,
     contained=contained,
     predict_texts=predict_texts,
 )
