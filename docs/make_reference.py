@@ -20,6 +20,7 @@ from training_backend.config import (
     OptimConfig,
     RunConfig,
 )
+from training_backend.config.plan import BufferConfig, PlanConfig, ProbeConfig, StageConfig
 from training_backend.config.presets import PRESETS
 from training_backend.config.registry import methods, tasks
 
@@ -42,12 +43,16 @@ def configuration() -> str:
         OptimConfig,
         EngineConfig,
         IngestConfig,
+        PlanConfig,
+        StageConfig,
+        BufferConfig,
+        ProbeConfig,
     )
     parts = [
         "# Configuration",
         "A run is described by one YAML file, `config.yaml` in its directory. Every field is also a flag of "
         "`med3dssl pretrain` and `med3dssl finetune` (`optim.lr` is `--optim.lr`) and a control of the forms. "
-        "Unknown keys are errors.",
+        "Unknown keys are errors. A plan of several runs has a file of its own, `plan.yaml`.",
     ]
     parts += [section(model) for model in models]
     return "\n\n".join(parts) + "\n"

@@ -95,7 +95,12 @@ class RunDirectory:
             write_json(self.record_path, {**self.record(), **values})
 
     def config(self) -> RunConfig:
-        """The configuration that runs."""
+        """The configuration that runs; a plan has none of its own, but its stages have."""
+        if (self.path / "plan.yaml").is_file():
+            raise RunError(
+                f"{self.path.name} is a plan of several runs, not a single one.",
+                f"Choose one of its stages, in {self.path / 'stages'}.",
+            )
         return RunConfig.load(self.config_path)
 
     def request(self, what: str) -> None:

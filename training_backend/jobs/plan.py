@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -85,25 +86,30 @@ def add_stage(run: RunDirectory, stage: StageConfig) -> PlanConfig:
 
 
 def change_plan(run: RunDirectory, plan: PlanConfig) -> None:
-    """Take other settings over into a plan; stages that have begun stay what they are.
+    """Take other settings over into a plan; stages that have begun stay what they are, but for what is kept of them.
 
     Raises:
         ConfigError: a stage that has begun would be another one.
     """
     plan, old = plan.located(), read_plan(run.path)
     begun = [number for number, _ in enumerate(old.stages, 1) if (_folder(run, old, number) / "run.json").exists()]
-    same = plan.model_copy(update={"stages": ()}) == old.model_copy(update={"stages": ()})
-    if begun and (not same or plan.stages[: len(begun)] != old.stages[: len(begun)]):
+    if begun and _learnt(plan, len(begun)) != _learnt(old, len(begun)):
         raise ConfigError(
             f"{run.path} holds a plan with other settings, {len(begun)} stages of which have begun.",
             "Choose another --output, or add stages with: med3dssl plan add.",
         )
-    if plan != old:
+    if plan.to_yaml() != old.to_yaml():
         for stage in plan.stages:
             check_data(stage)
         _write_plan(run, plan)
         if summary(run).state == "finished":
             run.update(state="queued", reason="The plan was changed.", ended=None)
+
+
+def _learnt(plan: PlanConfig, count: int) -> dict[str, Any]:
+    """What decides how the first stages of a plan are trained."""
+    values = plan.model_dump(mode="json", exclude={"name", "buffer", "probe"})
+    return {**values, "stages": [{**stage, "buffer": None} for stage in values["stages"][:count]]}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -116,8 +122,8 @@ def main(arguments: Sequence[str]) -> int:
 def work(run: RunDirectory, control: Control, report: Reporter) -> str:
     """Work through the stages of a plan from where it is; answers in which state it ends."""
     plan = read_plan(run.path)
-    report.state("running")
     progress = _Progress(run, plan, report)
+    report.state("running")
     start = start_of(plan.weights)
     rows: list[Row] = []
     for number, stage in enumerate(plan.stages, 1):
@@ -333,6 +339,8 @@ class _Progress:
         self.report, self.plan = report, plan
         self.planned = {number: planned_steps(plan, run.path, number) for number in range(1, len(plan.stages) + 1)}
         self.done: dict[int, int] = {}
+        begun = [_folder(run, plan, number) for number in self.planned]
+        self.report.step = sum(summary(folder).step for folder in begun if (folder / "run.json").exists())
 
     def told(self, number: int, events: Sequence[dict[str, object]]) -> None:
         """Pass the last training metrics of a stage on."""

@@ -20,6 +20,8 @@ STAGES = "stages"
 CONFIG = "plan.yaml"
 EXPECTED = {"3D_CT": "CT", "3D_MR": "MR"}
 """What the scans of a published modality are, where a dataset says."""
+COLOURS = ("blue", "green", "red")
+"""Order in which the authors read pathology."""
 _NAMES = {"text": "reports", "2d": "2-D images", "3d": "volumes"}
 
 
@@ -195,9 +197,18 @@ def stage_config(plan: PlanConfig, number: int, start: Start) -> RunConfig:
         "encodes": encodes,
         "rehearsal": {"buffers": buffers},
     }
-    wished = merged(plan.settings, stage.settings)
+    wished = merged({"data": _colours(stage, kind)}, merged(plan.settings, stage.settings))
     fixed = {"weights": start.weights, "seed": plan.seed + number - 1, "optim": optim, "method": method}
     return pretrain_config("medcoss", stage.preset or plan.preset, stage.dataset, merged(wished, fixed))
+
+
+def _colours(stage: StageConfig, kind: str) -> dict[str, Any]:
+    """All colours of colour images, in the authors' order, unless the stage says otherwise."""
+    try:
+        contrasts = Dataset.open(stage.dataset).info.contrasts
+    except DataError:  # told when the stage's data are looked at
+        return {}
+    return {"contrasts": COLOURS} if kind == "2d" and set(contrasts) == set(COLOURS) else {}
 
 
 def planned_steps(plan: PlanConfig, folder: Path, number: int) -> int:
