@@ -89,6 +89,7 @@ class RunCard(QWidget):
         """Show another run, of which nothing has been read yet."""
         self.plot.setVisible(run.kind != "plan")
         self.log.clear()
+        self.facts.setText("")
         self.notice.clear()
         self.tell_pictures("")
         self.plot.show_series({})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from training_backend.config import IngestConfig
 from training_backend.config.presets import pretrain_config
 from training_backend.config.registry import method
-from training_backend.data.phantom_modalities import tissue
+from training_backend.data import rehearsal
+from training_backend.data.dataset import Dataset
+from training_backend.data.ingest import ingest
+from training_backend.data.phantom_modalities import tissue, write_modality
 from training_backend.data.phantoms import thorax_ct
 from training_backend.data.prepare import InputProfile, prepare
 from training_backend.data.volume import Geometry, Volume
@@ -31,6 +36,7 @@ from training_backend.methods.medcoss_views import (
 from training_backend.nn.medcoss_distil import distillation_loss
 from training_backend.weights.load import load_model
 from training_backend.weights.save import save_model
+from training_backend.weights.teacher import save_teacher
 
 MEDCOSS = method("medcoss")
 COLOURS = ("blue", "green", "red")
@@ -186,3 +192,32 @@ def test_a_colour_picture_of_any_size_is_reconstructed_where_it_lies() -> None:
     original = pictures[0].array
     np.testing.assert_allclose(original.mean(axis=(0, 1, 2)) * 255, pixels.mean(axis=(0, 1)), atol=2)
     assert made.data.size == (1, 64, 64)
+
+
+def test_the_teacher_beside_a_stage_is_what_drift_is_measured_from(tmp_path: Path) -> None:
+    ingest(write_modality(tmp_path / "ct", "3D_CT", 4), tmp_path / "data", IngestConfig(workers=0))
+    dataset = Dataset.open(tmp_path / "data")
+    features = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    chosen = rehearsal.choose(features, "random", 0.5)
+    cases = dataset.cases()
+    made = rehearsal.make("3D_CT", "3d", dataset, {}, cases, chosen, policy="random", ratio=0.5, seed=0)
+    made.save(tmp_path / "buffer", features, chosen)
+    run = config("3D_MR", rehearsal={"buffers": (tmp_path / "buffer",)})
+    network, part = built(1), MEDCOSS.snapshot(run)
+    assert part is not None
+    teacher = part.build(run)
+    card_config = MEDCOSS.contained(network, run)
+    card_config = card_config.updated({"method": card_config.method.portable()})  # its buffers are found nowhere
+    profile = InputProfile(size=run.data.size, crop_body=False).model_dump(mode="json")
+    kept = save_teacher(tmp_path / "run", teacher, 0)
+    card = {"kind": "pretrain", "config": card_config.model_dump(mode="json"), "profile": profile, "teacher": kept}
+    save_model(tmp_path / "run", network, card)
+    shutil.rmtree(tmp_path / "buffer")
+    loaded = load_model(tmp_path / "run")
+    torch.testing.assert_close(loaded.teacher.state_dict(), teacher.state_dict())
+    scan = prepare([thorax_ct(0, (16, 48, 48)).volume], loaded.profile)
+    *_, frame = draw(loaded, scan, "drift").frames
+    given = torch.from_numpy(scan.array)[None]
+    with torch.inference_mode():
+        expected = distillation_loss(network.encode_image(given), teacher.eval().encode_image(given))
+    assert f"distance {float(expected):.3g}," in frame.text

@@ -108,16 +108,23 @@ def preview(
 
 
 def contained(network: nn.Module, run: RunConfig) -> RunConfig:
-    """`run` with the words of its reports written into it."""
+    """`run` with the words of its reports and the kinds that its teacher reads written into it."""
     words: Any = network.words
-    return run if words is None else run.updated({"method": {"text": {"tokeniser": words.to_json()}}})
+    changes: dict[str, Any] = {"rehearsal": {"kinds": _rehearsed(_config(run))}}
+    if words is not None:
+        changes["text"] = {"tokeniser": words.to_json()}
+    return run.updated({"method": changes})
 
 
 def _teacher(run: RunConfig) -> nn.Module:
     from training_backend.nn.medcoss import MedcossEncoder
 
-    kinds = {buffer.kind for buffer in _buffers(_config(run))}
-    return MedcossEncoder(network_settings(run), kinds)  # type: ignore[arg-type]
+    return MedcossEncoder(network_settings(run), _rehearsed(_config(run)))  # type: ignore[arg-type]
+
+
+def _rehearsed(config: MedcossConfig) -> tuple[str, ...]:
+    """Kinds of the buffers, which a card tells where they are not."""
+    return config.rehearsal.kinds or tuple(dict.fromkeys(buffer.kind for buffer in _buffers(config)))
 
 
 def _tokenizer(run: RunConfig, config: MedcossConfig) -> Any:

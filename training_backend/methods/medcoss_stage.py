@@ -39,6 +39,8 @@ class RehearsalConfig(ConfigModel):
 
     buffers: tuple[Path, ...] = ()
     """Buffers that the earlier stages left behind: their run directories, or the folders ``buffer`` in them."""
+    kinds: tuple[Kind, ...] = Field((), json_schema_extra=ui(hidden=True))
+    """Kinds of what is rehearsed; filled in the card of a trained model, whose buffers may be elsewhere."""
     mix: bool = True
     """Mix the samples of a buffer's batch with each other, within their modality."""
     teacher: str = Field("", json_schema_extra=ui(advanced=True))
