@@ -5,7 +5,7 @@ Makes generated patients, trains a tiny model on them (a few minutes on a CPU), 
     xvfb-run -a -s "-screen 0 1280x800x24 +extension GLX" python docs/make_screenshots.py [--output docs/images]
 
 A home folder with finished runs (``--home``) is used again, so that a second call takes a minute. ``--views RUN
---scan FILE`` photographs only what one model shows of one scan.
+--scan FILE`` photographs only what one model shows of one scan, ``--plan`` only continual learning.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from screenshots_continual import photograph_plan, train_plan
+
+if TYPE_CHECKING:
+    from qtpy.QtWidgets import QWidget
 
 THEMES = ("dark", "light")
 PRETRAIN = {"optim": {"max_steps": 200}, "engine": {"val_steps": 25, "preview_minutes": 0.2, "threads": 1}}
@@ -41,6 +47,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, help="folder for datasets and runs; a temporary one when missing")
     parser.add_argument("--views", type=Path, help="photograph the views of this run only")
     parser.add_argument("--scan", type=Path, help="scan for --views; a generated patient when missing")
+    parser.add_argument("--plan", action="store_true", help="photograph continual learning only")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with tempfile.TemporaryDirectory() as temporary:
@@ -54,6 +61,10 @@ def main() -> int:
         if arguments.views:
             photographer.views(arguments.views, arguments.scan)
             return 0
+        if arguments.plan:
+            os.environ["MED3DSSL_RUNS"] = str(home / "runs")
+            photograph_plan(photographer, train_plan(home))
+            return 0
         photographer.empty(home / "empty" / "runs")
         os.environ["MED3DSSL_RUNS"] = str(home / "runs")
         dataset, pretrained, finetuned, sequence, positions, labelled = train(home)
@@ -66,6 +77,7 @@ def main() -> int:
         with photographer.viewer():
             photographer.region(dataset)
         photographer.errors(home, dataset, pretrained)
+        photograph_plan(photographer, train_plan(home))
     log.info("%d pictures in %s", len(photographer.written), arguments.output)
     return 0
 
@@ -236,7 +248,7 @@ class Photographer:
         self.wait(lambda: panel.features is not None, 300)
         panel.embedding.fold(False)
         panel.embedding.show_button.click()
-        self.wait(lambda: panel.embedding.explained.text() != "", 60)
+        self.wait(lambda: panel.embedding.explained.height() > 20, 60)  # laid out
         self.centre()
         self.photograph("Explore", "scale")
 
@@ -436,6 +448,21 @@ class Photographer:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{tab.lower()}-{what}.png"
             save_small(self.napari.window.screenshot(canvas_only=False, flash=False), path)
+            self.written.append(path)
+            log.info("%s", path.name)
+        self.napari.theme = THEMES[0]
+
+    def photograph_widget(self, widget: QWidget, name: str) -> None:
+        """Picture of a window of its own, in each theme."""
+        import numpy as np
+        from PIL import Image
+
+        for theme in THEMES:
+            self.napari.theme = theme
+            self.settle(1.2)
+            path = (self.folder if theme == THEMES[0] else self.folder / theme) / f"{name}.png"
+            widget.grab().save(str(path))
+            save_small(np.asarray(Image.open(path).convert("RGB")), path)
             self.written.append(path)
             log.info("%s", path.name)
         self.napari.theme = THEMES[0]
