@@ -73,14 +73,21 @@ class VoxelHead(nn.Module):
             layers += [
                 nn.Conv3d(widths[level], widths[level + 1], 3, padding=1),
                 nn.InstanceNorm3d(widths[level + 1]),
-                nn.LeakyReLU(0.01),
+                nn.LeakyReLU(0.01, inplace=True),
                 nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
             ]
         self.conv = nn.Sequential(*layers, nn.Conv3d(widths[-1], channels, 1))
 
     def forward(self, tokens: Tensor, grid: Triple) -> Tensor:
-        """Volume [B, C, D, H, W] of `tokens` [B, L, E] on `grid`."""
-        out: Tensor = self.conv(tokens.transpose(1, 2).unflatten(2, grid))
+        """Volume [B, C, D, H, W] of `tokens` [B, L, E] on `grid`.
+
+        The last convolution is of single voxels, so it may come before the last doubling, where it is much cheaper.
+        """
+        *layers, doubling, last = self.conv
+        x = tokens.transpose(1, 2).unflatten(2, grid)
+        for layer in layers:
+            x = layer(x)
+        out: Tensor = doubling(last(x))
         return out
 
 
