@@ -23,6 +23,10 @@ LIGHT = {"train": "#0072b2", "val": "#b35c00"}
 """The same hues dark enough for a light background."""
 FIRST = ("loss", "score")
 """Curves offered first."""
+OWN = ("reconstruction", "words")
+"""Curves offered before these where steps of several kinds take turns, whose losses are not alike."""
+TURNS = "distillation "
+"""Begins the names of curves of such runs."""
 
 
 class LossPlot(QWidget):
@@ -61,7 +65,8 @@ class LossPlot(QWidget):
         """Draw these curves by "split/quantity"; the chosen quantity stays chosen."""
         self._series = series
         names = {name.partition("/")[2] for name in series}
-        ordered = [name for name in FIRST if name in names] + sorted(names - set(FIRST))
+        first = (*OWN, *FIRST) if any(name.startswith(TURNS) for name in names) else FIRST
+        ordered = [name for name in first if name in names] + sorted(names - set(first))
         if ordered != [self._quantity.itemText(row) for row in range(self._quantity.count())]:
             chosen = self._quantity.currentText()
             self._quantity.blockSignals(True)

@@ -39,10 +39,16 @@ def with_stages(runs: Iterable[RunSummary]) -> list[RunSummary]:
         found.append(run)
         if run.kind == KIND:
             for record in sorted((run.path / STAGES).glob("*/run.json")):
-                stage = summary(record.parent)
-                allowed = tuple(action for action in stage.actions if action in STAGE_ACTIONS)
-                found.append(replace(stage, actions=allowed))
+                found.append(limited(summary(record.parent)))
     return found
+
+
+def limited(run: RunSummary) -> RunSummary:
+    """A run with what may be asked of it; of a stage that is less than of a run of its own."""
+    plan = plan_of(run)
+    if plan is None or not (plan / "plan.yaml").is_file():
+        return run
+    return replace(run, actions=tuple(action for action in run.actions if action in STAGE_ACTIONS))
 
 
 def plan_of(run: RunSummary) -> Path | None:

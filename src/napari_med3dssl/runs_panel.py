@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from napari_med3dssl.commands import plan_command, training_command
 from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.plan_box import PlanBox
 from napari_med3dssl.plan_files import KIND as PLAN
-from napari_med3dssl.plan_files import plan_of, with_stages
+from napari_med3dssl.plan_files import limited, plan_of, with_stages
 from napari_med3dssl.results import open_results
 from napari_med3dssl.run_card import RunCard
 from training_backend.errors import Med3dError
@@ -311,7 +312,8 @@ class RunsPanel(QWidget):
 def _look_at_disk(monitor: Monitor | None) -> tuple[list[RunSummary], Update | None]:
     from training_backend.jobs.registry import list_runs
 
-    return with_stages(list_runs()), monitor.update() if monitor is not None else None
+    update = monitor.update() if monitor is not None else None
+    return with_stages(list_runs()), update and replace(update, summary=limited(update.summary))
 
 
 def _read_preview(folder: Path) -> tuple[list[dict[str, Any]], str]:

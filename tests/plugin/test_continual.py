@@ -15,6 +15,7 @@ from qtpy.QtGui import QGuiApplication
 
 from napari_med3dssl import _work, continual_box
 from napari_med3dssl._layers import geometry_of
+from napari_med3dssl._plot import LossPlot
 from napari_med3dssl._state import State
 from napari_med3dssl.buffer_files import buffers_of, feature_map, member_layers, small_picture
 from napari_med3dssl.buffer_gallery import BuffersDialog
@@ -33,6 +34,7 @@ from training_backend.data.phantom_modalities import write_modality
 from training_backend.data.pictures import save_picture
 from training_backend.data.store import open_case
 from training_backend.errors import ConfigError, DataError
+from training_backend.jobs.monitor import Series
 from training_backend.jobs.registry import runs_root, summary
 
 TAUGHT = ("1D_text", "2D_path", "3D_CT")
@@ -95,6 +97,18 @@ def test_forgetting_is_told_drawn_and_copied(state: State, qtbot: Any) -> None:
     assert plot.legend.text() != dark  # darker inks
     plot.copy_button.click()
     assert QGuiApplication.clipboard().text() == found.to_csv()
+
+
+def test_curves_of_runs_whose_steps_take_turns_begin_with_the_own_modality(state: State, qtbot: Any) -> None:
+    plot = LossPlot(state.viewer)
+    qtbot.addWidget(plot)
+    one = Series([1, 2], [0.5, 0.4])
+    plot.show_series({f"train/{name}": one for name in ("loss", "distillation 3D_CT", "reconstruction")})
+    assert plot._quantity.currentText() == "reconstruction"
+    other = LossPlot(state.viewer)
+    qtbot.addWidget(other)
+    other.show_series({f"train/{name}": one for name in ("loss", "reconstruction")})
+    assert other._quantity.currentText() == "loss"
 
 
 def test_what_a_plan_measured_is_read(tmp_path: Path) -> None:
@@ -335,6 +349,8 @@ def test_a_plan_is_started_followed_and_its_last_stage_built_upon(
     wait(lambda: panel.chosen is not None and panel.chosen.name == "01-3D_CT", 30)
     assert panel.card.plot.isVisibleTo(panel)
     assert not panel.plan.isVisibleTo(panel)
+    assert panel.monitor is not None
+    wait(lambda: "train/loss" in panel.monitor.series, 30)  # the card has been brought up to date
     assert not {"resume", "delete", "stop", "pause"} & set(panel.card._allowed)  # its plan does that
     box.mode.setCurrentIndex(0)
     box.weights.refresh()
