@@ -331,8 +331,7 @@ class ContinualBox(Section):
 
 def _launch(plan: PlanConfig, appends: bool, progress: Any) -> Path:
     """Folder of the plan, which is at work; a stage for a plan is appended to it."""
-    from training_backend.engine.rundir import RunDirectory
-    from training_backend.jobs.launcher import launch
+    from training_backend.jobs.launcher import RunDirectory, launch
     from training_backend.jobs.plan import add_stage
     from training_backend.jobs.registry import free_folder
 

@@ -14,7 +14,7 @@ from napari_med3dssl.forms import Form
 from training_backend.config.plan import StageConfig
 from training_backend.config.presets import PRESETS
 from training_backend.errors import ConfigError
-from training_backend.methods.medcoss_stage import MODALITIES
+from training_backend.jobs.sources import modalities
 
 KINDS = {"": "as published", "text": "reports", "2d": "2-D images", "3d": "volumes"}
 FREE = "3D_MR"
@@ -40,7 +40,7 @@ class StageFields(QWidget):
         self._picked = False
         self.modality = combo("Modality")
         self.modality.setEditable(True)
-        self.modality.addItems(list(MODALITIES))
+        self.modality.addItems(list(modalities()))
         self.modality.setCurrentText(FREE)
         self.kind = combo("Kind")
         for key, text in KINDS.items():
@@ -77,8 +77,8 @@ class StageFields(QWidget):
         """The stage as entered; a `ConfigError` says what is wrong."""
         modality, kind = self.modality.currentText().strip(), self.kind.currentData() or None
         if not modality:
-            raise ConfigError("The modality has no name.", f"Choose one of {', '.join(MODALITIES)}, or name your own.")
-        if kind is None and modality not in MODALITIES:
+            raise ConfigError("The modality has no name.", f"Choose one of {', '.join(modalities())} or your own.")
+        if kind is None and modality not in modalities():
             raise ConfigError(f"{modality} is a name of your own.", "Choose its kind: reports, 2-D images or volumes.")
         folder = self.dataset.currentData()
         if not folder:
@@ -133,7 +133,7 @@ class StageFields(QWidget):
 
     def _on_change(self) -> None:
         """A kind of its own belongs to names of the user's only."""
-        published = self.modality.currentText().strip() in MODALITIES
+        published = self.modality.currentText().strip() in modalities()
         if published and self.kind.currentIndex() != 0:
             self.kind.setCurrentIndex(0)
         self.kind.setEnabled(not published)

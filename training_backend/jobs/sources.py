@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,6 +105,13 @@ def earlier_sources() -> list[WeightsSource]:
             detail = f"Encoder of {name}, decoder and views of the stage that taught {path.stem}."
             found.append(WeightsSource(str(path), f"{name} as {path.stem}", detail, kind="pretrain"))
     return found
+
+
+def modalities() -> Mapping[str, str]:
+    """Modalities of MedCoSS's authors in the order in which they are taught, and the kind of each: text, 2d or 3d."""
+    from training_backend.methods.medcoss_stage import MODALITIES
+
+    return MODALITIES
 
 
 def continual_sources() -> list[WeightsSource]:
