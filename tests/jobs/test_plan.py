@@ -17,6 +17,7 @@ from training_backend.config.plan import PlanConfig
 from training_backend.engine.events import EventReader
 from training_backend.engine.identity import process
 from training_backend.engine.rundir import RunDirectory
+from training_backend.engine.worker import execute
 from training_backend.errors import ConfigError, DataError, Med3dError, RunError
 from training_backend.evaluate.forgetting import read
 from training_backend.jobs import launcher
@@ -42,6 +43,7 @@ def until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(900)  # nine processes, each of which loads its libraries
 def test_a_plan_that_is_killed_and_stopped_ends_as_if_nothing_had_happened(data, tmp_path):
     """Kill the plan's process in the first stage, stop it in the second: stages end with the bits of quiet ones."""
     plan = plan_of(some(data, "2D_xray", "3D_CT"), steps=30)
@@ -97,6 +99,25 @@ def test_a_stage_is_added_to_a_plan_and_to_a_run(data, tmp_path):
     start = from_run(stage.path)
     assert start.kinds == ("3d",)
     assert stage_config(plans.read_plan(tmp_path / "longer"), 2, start).method.encodes == ("3d",)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_without_a_buffer_gets_one_as_long_as_its_data_are_there(data, tmp_path, there):
+    shutil.copytree(data["3D_CT"], tmp_path / "data" / "3D_CT")
+    alone = plan_of({"3D_CT": tmp_path / "data" / "3D_CT"}, steps=2)
+    single = begun(tmp_path / "single", stage_config(alone, 1, Start()))
+    assert execute(single) == 0
+    if not there:
+        shutil.rmtree(tmp_path / "data")
+    run = plans.create(tmp_path / "plan", plan_of(some(data, "3D_MR"), steps=2, weights=str(single.path)))
+    assert plans.main([str(run.path)]) == 0, run.error()
+    asked = [("3D_CT", "3D_CT"), ("3D_MR", "3D_CT")] if there else []
+    assert [(row.stage, row.modality) for row in read(run.path)] == [*asked, ("3D_MR", "3D_MR")]
+    buffers = RunDirectory.open(run.path / "stages" / "01-3D_MR").config().method.rehearsal.buffers
+    assert buffers == ((run.path / "start" / "buffer",) if there else ())
+    assert not (single.path / "buffer").exists()
+    warnings = [e["message"] for e in EventReader(run.events_path).read() if e["type"] == "warning"]
+    assert there or warnings[0].startswith("Nothing of what single was taught is rehearsed or measured")
 
 
 def test_data_that_are_missing_or_of_another_kind_are_told_before_anything_begins(data, tmp_path):

@@ -58,7 +58,7 @@ def plan_add(
         modality: 1D_text, 2D_xray, 3D_CT, 3D_MR, 2D_path, or a name of your own.
         data: Dataset made by med3dssl data ingest.
         kind: text, 2d or 3d, where the modality has a name of your own.
-        output: Folder of the new plan; not for plans.
+        output: Folder of a new plan; without one, the plan that is given gets the stage.
         preset: tiny, small, base or published; that of the plan, or small.
         epochs: Passes over the data; those of the preset.
         steps: Optimiser steps, in place of epochs.

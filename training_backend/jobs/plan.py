@@ -4,6 +4,7 @@
 
     PLAN/run.json, config.yaml, events.jsonl, control/ ...   as of any run; kind "plan"
     PLAN/plan.yaml                                           the `PlanConfig`
+    PLAN/start/                                              decoders and buffer of a run that the plan starts from
     PLAN/stages/01-1D_text/                                  run of a stage, with decoders/, buffer/, forgetting.json
     PLAN/forgetting.csv, forgetting.json                     what every stage left of every modality
 
@@ -31,13 +32,15 @@ from training_backend.engine.identity import process
 from training_backend.engine.report import Reporter
 from training_backend.engine.rundir import RunDirectory
 from training_backend.errors import ConfigError, Med3dError, RunError
-from training_backend.evaluate.forgetting import Row, mean_forgotten, read, write
+from training_backend.evaluate.forgetting import Row, read, write
 from training_backend.evaluate.stage_end import DONE
 from training_backend.files import write_text
 from training_backend.jobs import launcher
 from training_backend.jobs.plan_stages import (
+    BEGIN,
     CONFIG,
     Start,
+    beginning,
     check_data,
     from_run,
     is_plan,
@@ -99,6 +102,8 @@ def change_plan(run: RunDirectory, plan: PlanConfig) -> None:
             "Choose another --output, or add stages with: med3dssl plan add.",
         )
     if plan.to_yaml() != old.to_yaml():
+        if summary(run).alive:
+            raise RunError(f"The plan {run.path.name} is being worked on.", "Stop it before it is changed.")
         for stage in plan.stages:
             check_data(stage)
         _write_plan(run, plan)
@@ -124,7 +129,10 @@ def work(run: RunDirectory, control: Control, report: Reporter) -> str:
     plan = read_plan(run.path)
     progress = _Progress(run, plan, report)
     report.state("running")
-    start = start_of(plan.weights)
+    ending = _begin(run, plan, control, report)
+    if ending != "finished":
+        return _ended(report, ending, "Before the first stage.")
+    start = beginning(run.path, plan)
     rows: list[Row] = []
     for number, stage in enumerate(plan.stages, 1):
         folder = _folder(run, plan, number)
@@ -137,8 +145,22 @@ def work(run: RunDirectory, control: Control, report: Reporter) -> str:
         write(rows, run.path)
         report.event("forgetting", stage=number, modality=stage.modality, rows=[vars(row) for row in rows])
         start = from_run(folder)
-    report.event("done", score=mean_forgotten(rows), seconds=0.0)
+    report.event("done", score=None, seconds=0.0)
     return _ended(report, "finished", "")
+
+
+def _begin(run: RunDirectory, plan: PlanConfig, control: Control, report: Reporter) -> str:
+    """Make buffer and decoders of a run that the plan starts from and that has none; without its data that is told."""
+    before = beginning(run.path, plan).folder
+    if before is None or (before / DONE).exists() or (before / "decoders").exists():
+        return "finished"
+    folder = run.path / BEGIN
+    folder.mkdir(exist_ok=True)
+    try:
+        return _measured(run, 0, folder, control)
+    except RunError as error:
+        report.warning(f"Nothing of what {before.name} was taught is rehearsed or measured: {error.sentence}", "data")
+        return "finished"
 
 
 def _ended(report: Reporter, state: str, reason: str) -> str:
@@ -308,14 +330,20 @@ def end_stage_main(arguments: Sequence[str]) -> int:
 
     run, number = RunDirectory.open(Path(arguments[0])), int(arguments[1])
     plan = read_plan(run.path)
-    folder = _folder(run, plan, number)
-    previous = _folder(run, plan, number - 1) if number > 1 else start_of(plan.weights).folder
-    stage = plan.stages[number - 1]
+    before = beginning(run.path, plan).folder
+    folder = run.path / BEGIN if number == 0 else _folder(run, plan, number)
+    source = before if number == 0 and before is not None else folder
+    previous = {0: None, 1: before}[number] if number < 2 else _folder(run, plan, number - 1)
+    own = None if number == 0 else plan.stages[number - 1].buffer
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
-    config = RunDirectory.open(folder).config()
-    kept, device = stage.buffer or plan.buffer, _device(config.engine.device)
+    config = RunDirectory.open(source).config()
+    kept, device = own or plan.buffer, _device(config.engine.device)
+    if config.engine.threads:  # as in training, so that the numbers are the same on any machine
+        import torch
+
+        torch.set_num_threads(config.engine.threads)
     try:
-        end_stage(folder, config, kept, plan.probe, previous=previous, device=device)
+        end_stage(folder, config, kept, plan.probe, source=source, previous=previous, device=device)
     except Med3dError as error:
         text = str(error)
         write_text(folder / "stage_error.txt", text[:1].lower() + text[1:])

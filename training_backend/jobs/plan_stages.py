@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from training_backend.errors import ConfigError, DataError, Med3dError, RunError
 from training_backend.methods.medcoss_stage import MODALITIES, TOKENIZER, stage_settings
 
 STAGES = "stages"
+BEGIN = "start"
+"""Folder of what is made of a run that a plan starts from, and that was no stage of a plan."""
 CONFIG = "plan.yaml"
 EXPECTED = {"3D_CT": "CT", "3D_MR": "MR"}
 """What the scans of a published modality are, where a dataset says."""
@@ -80,6 +82,17 @@ def start_of(weights: str) -> Start:
             raise RunError(f"The plan {folder.name} has no finished stage to start from.", "Let it go on first.")
         folder = finished[-1]
     return from_run(folder) if (folder / "run.json").is_file() else _from_file(weights)
+
+
+def beginning(plan_folder: Path, plan: PlanConfig) -> Start:
+    """What the first stage of a plan starts from, with what was made of a run that had no buffer and decoders."""
+    start, made = start_of(plan.weights), Path(plan_folder) / BEGIN
+    if start.folder is None or not (made / "stage.json").is_file():
+        return start
+    method = dict(start.method or {})
+    if (made / "buffer" / TOKENIZER).is_file():
+        method["text"] = {**method.get("text", {}), "source": str(made / "buffer"), "tokeniser": ""}
+    return replace(start, method=method, buffers=(*start.buffers, made / "buffer"), folder=made)
 
 
 def from_run(folder: Path) -> Start:

@@ -52,7 +52,8 @@ def streams(run: RunConfig) -> dict[str, Stream]:
     from training_backend.data.rehearsal import INFO
     from training_backend.data.streams import Stream
 
-    config, found = _config(run), {}
+    config = _config(run)
+    found: dict[str, Stream] = {}
     for buffer in _buffers(config):
         _check_buffer(buffer, config, found)
         dataset = buffer.open()
