@@ -27,7 +27,7 @@ import psutil
 from training_backend.config.plan import PlanConfig, StageConfig
 from training_backend.engine import worker
 from training_backend.engine.control import Control
-from training_backend.engine.events import EventReader
+from training_backend.engine.events import ENDED, EventReader
 from training_backend.engine.identity import process
 from training_backend.engine.report import Reporter
 from training_backend.engine.rundir import RunDirectory
@@ -77,7 +77,7 @@ def create(folder: Path, plan: PlanConfig) -> RunDirectory:
 
 def add_stage(run: RunDirectory, stage: StageConfig) -> PlanConfig:
     """Append a stage to a plan, which then has something left to do; refuses while it runs."""
-    if summary(run).alive:
+    if _is_worked_on(run):
         raise RunError(f"The plan {run.path.name} is being worked on.", "Stop it before a stage is added.")
     plan = read_plan(run.path)
     stages = [*plan.model_dump()["stages"], stage.model_dump()]
@@ -102,13 +102,18 @@ def change_plan(run: RunDirectory, plan: PlanConfig) -> None:
             "Choose another --output, or add stages with: med3dssl plan add.",
         )
     if plan.to_yaml() != old.to_yaml():
-        if summary(run).alive:
+        if _is_worked_on(run):
             raise RunError(f"The plan {run.path.name} is being worked on.", "Stop it before it is changed.")
         for stage in plan.stages:
             check_data(stage)
         _write_plan(run, plan)
         if summary(run).state == "finished":
             run.update(state="queued", reason="The plan was changed.", ended=None)
+
+
+def _is_worked_on(run: RunDirectory) -> bool:
+    found = summary(run)
+    return found.alive and found.state not in ENDED
 
 
 def _learnt(plan: PlanConfig, count: int) -> dict[str, Any]:
