@@ -196,7 +196,7 @@ class FeaturePlot(QWidget):
                 scatter = pg.ScatterPlotItem(
                     x=group.places[rows, 0],
                     y=group.places[rows, 1],
-                    data=[(group.modality, group.cases[row]) for row in rows],
+                    data=[(group.modality, group.cases[int(row)]) for row in rows],
                     symbol=symbol,
                     size=13 if member else 6,
                     brush=faint,

@@ -131,7 +131,7 @@ def continual_sources() -> list[WeightsSource]:
 
 def _named_runs() -> list[tuple[RunSummary, str]]:
     """Every run and its name, each plan followed by its stages, the last first."""
-    found = {}
+    found: dict[Path, tuple[RunSummary, str]] = {}
     for run in list_runs():
         found.setdefault(run.path.resolve(), (run, run.name))
         if run.kind == "plan":

@@ -112,7 +112,8 @@ def drift(
     drawn = values.reshape(mine.grid).numpy()
     top = options.highest or max(float(values.quantile(0.99)), 1e-6)
     place = [int(n) for n in torch.unravel_index(values.argmax(), mine.grid)]
-    patch = tuple(n // m for n, m in zip(volume.shape[2:], mine.grid, strict=True))
+    d, h, w = (n // m for n, m in zip(volume.shape[2:], mine.grid, strict=True))
+    patch = (d, h, w)
     middle = ", ".join(str(int((k + 0.5) * step)) for k, step in zip(place, patch, strict=True))
     text = (
         f"Mean squared distance {float(squared.mean()):.3g}, the loss of distillation with nothing hidden; mean square "
