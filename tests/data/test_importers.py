@@ -400,7 +400,7 @@ def test_layouts_can_be_forced_and_misuse_is_said(tmp_path, phantoms, dataset):
     with pytest.raises(DataError, match="Call them images and labels"):
         describe(tmp_path, layout="paired")
     layouts = {"folder", "paired", "msd", "nnunet", "bids", "monai", "csv", "list", "reports", "ua-mt", "dicom"}
-    assert set(LAYOUTS) == {*layouts, "abstracts"}
+    assert set(LAYOUTS) == {*layouts, "abstracts", "ct-rate", "ctrg", "arrow"}
 
 
 @pytest.mark.parametrize("name", ["a", "CT_01.v2-b"])

@@ -128,6 +128,10 @@ class LabelledConfig(ConfigModel):
     augment: AugmentConfig = AugmentConfig(flip=(0.2, 0.2, 0.2), quarter_turn=0.2, shift=0.1)
 
 
+ReportPart = Literal["whole", "findings", "impression"]
+"""What of a report is read."""
+
+
 class DataConfig(ConfigModel):
     """The dataset and the views that training cuts from it."""
 
@@ -139,6 +143,9 @@ class DataConfig(ConfigModel):
     """crop: random boxes of `size` voxels. volume: the whole body resampled to `size` voxels. sequence: slabs glued
     along z, as `sequence` says. resized: a random part of a picture in training, else all of it, resized to `size`.
     text: the report, no voxels."""
+    report_part: ReportPart = Field("whole", json_schema_extra=ui(advanced=True))
+    """What of a report is read. whole: all of it. findings, impression: that part, told by headings or by a blank line
+    between the two; cases whose report does not have it are left out."""
     size: tuple[int, int, int] = (96, 96, 96)
     """Voxels of one view along (z, y, x)."""
     area: tuple[float, float] = Field((0.2, 1.0), json_schema_extra=ui(advanced=True))

@@ -97,7 +97,7 @@ def open_dataset(config: RunConfig) -> Dataset:
     """The dataset of a run; where it trains on published lists, one with an entry per list and split."""
     settings, lists = config.data.sequence, lists_of(config)
     if not lists:
-        return Dataset.open(config.data.dataset)
+        return Dataset.open(config.data.dataset).reading(config.data.report_part)
     lines = read_lists(lists, slabs=settings.slabs, subset=settings.subset)
     sources = {kind_of(path): Path(path) for path in lists}
     records = [

@@ -33,16 +33,20 @@ def choose_cases(
         ConfigError: more cases are asked for than there are.
     """
     data = config.data
+    dataset = dataset.reading(data.report_part)
     cases = dataset.cases(split=split)  # type: ignore[arg-type]
     if split == "train" and (needs is None or (needs == "text" and config.task is None)):
         cases = sorted(cases + dataset.cases(split="unlabelled"), key=lambda case: case.id)
     kinds = [needs, "text"] if data.view == "text" else [needs]
+    silent = 0 if data.report_part == "whole" else sum(not case.has("text") for case in cases)
     cases = [case for case in cases if all(case.has(kind) for kind in kinds)]
     if data.view != "text":
         cases = [case for case in cases if case.images]
     lacking: tuple[str, ...] = ()
     if split == "train" and data.only is not None:
         cases, lacking = _only(data.only, dataset, cases)
+    if silent and "text" in kinds:
+        lacking = (*lacking, f"{silent} cases of the {split} split have no {data.report_part} in a report.")
     _check_targets(cases, kinds)
     if not cases:
         raise _nothing(dataset, kinds, split, pictures=data.view != "text")

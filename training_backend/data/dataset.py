@@ -8,12 +8,16 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training_backend.data.manifest import CaseRecord, DatasetInfo, ImageRecord, Split, dataset_folder
+from training_backend.data.reports import part_of
 from training_backend.data.volume import Volume
 from training_backend.errors import DataError
 from training_backend.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from training_backend.config.data import ReportPart
 
 INFO = "dataset.json"
 MANIFEST = "manifest.jsonl"
@@ -49,6 +53,7 @@ class Dataset:
         self.folder = Path(folder)
         self.info = info
         self.records: dict[str, CaseRecord] = {case.id: case for case in cases}
+        self.part: ReportPart = "whole"
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:
@@ -63,6 +68,15 @@ class Dataset:
             if line.strip():
                 cases.append(CaseRecord.parse(_parsed(line, path, number), where=f"{MANIFEST} line {number}"))
         return cls(folder, info, cases)
+
+    def reading(self, part: ReportPart) -> Dataset:
+        """This dataset with `part` of each report in place of the whole, which cannot be saved."""
+        if part == self.part:
+            return self
+        cut = (r.model_copy(update={"report": part_of(r.report, part)}) for r in self.records.values())
+        found = Dataset(self.folder, self.info, cut)
+        found.part = part
+        return found
 
     def cases(self, split: Split | None = None, labelled: bool | None = None) -> list[CaseRecord]:
         """Cases in the order of their ids, excluded ones left out.
@@ -117,6 +131,8 @@ class Dataset:
 
     def save(self) -> None:
         """Write both files, each whole or not at all; refuses splits that share a subject or an image."""
+        if self.part != "whole":
+            raise ValueError("a dataset that reads a part of its reports would lose the rest")
         check_splits(self.records.values())
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / INFO, self.info.model_dump(mode="json"))
@@ -137,6 +153,7 @@ class Dataset:
         for case in self.cases():
             label = case.label.sha256 if case.label else ""
             row = [case.id, case.split, [image.sha256 for image in case.images], label, case.target]
+            row += [] if case.annotated is None else [list(case.annotated)]
             rows.append(row if case.images else [*row, hashlib.sha256(case.report.encode()).hexdigest()])
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 

@@ -22,11 +22,12 @@ from training_backend.errors import Med3dError
 
 @dataclass(frozen=True)
 class Source:
-    """A volume as the layout names it: file, array or series inside it, contrast name."""
+    """A volume as the layout names it: file, array or series inside it, contrast name, slope and intercept if told."""
 
     path: Path
     key: str = ""
     contrast: str = "image"
+    rescale: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,7 @@ def _records(drafts: Drafts, source: Source) -> list[ImageRecord]:
             modality=facts.modality,
             shape=facts.shape,
             spacing_mm=facts.spacing_mm,
+            rescale=source.rescale,
         )
         for key, name in zip(keys, names, strict=True)
     ]

@@ -14,6 +14,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Endings of plain pictures, which are read as scans of one slice."""
 SUFFIXES = (
     *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npz", ".npy", ".dcm", ".ima"),
+    ".arrow",
     *PICTURES,
 )
 """Endings of readable files; DICOM files without an ending are recognised by content."""

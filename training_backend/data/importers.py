@@ -11,12 +11,14 @@ from pathlib import Path
 
 from training_backend.data import importers_folders as folders
 from training_backend.data import importers_json as lists
+from training_backend.data import importers_pairs as pairs
 from training_backend.data import importers_tables as tables
 from training_backend.data.dataset import INFO, MANIFEST, check_splits
 from training_backend.data.drafts import Described, Drafts, described, relative
 from training_backend.data.facts import is_picture
 from training_backend.data.importers_abstracts import abstracts, has_abstracts
 from training_backend.data.read import can_read
+from training_backend.data.reports import COLUMNS
 from training_backend.errors import ConfigError, DataError
 
 __all__ = ["LAYOUTS", "Described", "describe", "layout_of"]
@@ -32,6 +34,9 @@ LAYOUTS: dict[str, Callable[[Path], Drafts]] = {
     "list": tables.text_list,
     "reports": tables.reports,
     "abstracts": abstracts,
+    "ct-rate": pairs.ct_rate,
+    "ctrg": pairs.ctrg,
+    "arrow": pairs.arrow_tables,
     "ua-mt": folders.ua_mt,
     "dicom": folders.dicom,
 }
@@ -76,6 +81,10 @@ def layout_of(path: Path) -> str:
         return "ua-mt"
     if has_abstracts(path):
         return "abstracts"
+    if pairs.has_ct_rate(path):
+        return "ct-rate"
+    if any(path.glob("*.arrow")):
+        return "arrow"
     if folders.pair_folders(path) is not None:
         return "paired"
     scans = (file for file in path.rglob("*") if folders.is_scan(file) and not is_picture(file))
@@ -90,8 +99,10 @@ def _list_kind(path: Path) -> str:
         return "csv"
     if suffix in (".txt", ".list"):
         return "list"
+    if suffix == ".arrow":
+        return "arrow"
     if suffix == ".jsonl":
-        return "reports" if tables.report_list(path) else "monai"
+        return _report_kind(path)
     if suffix != ".json":
         return "folder"
     try:
@@ -103,7 +114,15 @@ def _list_kind(path: Path) -> str:
         return "nnunet"
     if path.name == "dataset.json" and "training" in keys:
         return "msd"
-    return "reports" if tables.report_list(path) else "monai"
+    return "ctrg" if pairs.is_ctrg(path) else _report_kind(path)
+
+
+def _report_kind(path: Path) -> str:
+    """Of a list of objects: reports alone, a table of paths (with reports), or a datalist with `image`."""
+    names = tables.entry_names(path)
+    if "image" in names or not names & set(COLUMNS):
+        return "monai"
+    return "csv" if names & set(tables.PATHS) else "reports"
 
 
 def _joined(parts: Sequence[Described]) -> Described:

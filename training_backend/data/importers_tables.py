@@ -16,7 +16,8 @@ from training_backend.data.read import can_read
 from training_backend.data.reports import COLUMNS, report_of
 from training_backend.errors import DataError
 
-_PATH = ("path", "image", "file", "filename", "cases")
+PATHS = ("path", "image", "file", "filename", "cases", "image_path", "volume", "volumename")
+"""Columns that name a scan."""
 _MASK = ("mask", "segmentation", "labelmap", "label_path", "seg")
 _SUBJECT = ("subject", "subject_id", "patient", "patientid", "patient_id")
 _ID = ("id", "case", "case_id", "study", "study_id", "accession", "accessionno", "accession_no", "accession_number")
@@ -35,15 +36,16 @@ SPLITS: dict[str, Split] = {
 
 
 def csv_table(path: Path) -> Drafts:
-    """CSV or TSV with a path per row: ``Path,Label`` as TANGERINE's, or any of several targets, masks and splits.
+    """A path per row of CSV, TSV or a JSON list: ``Path,Label`` as TANGERINE's, or any of targets, masks and splits.
 
-    Columns (any case): `Path` (or image, file, filename, cases); `Label`, else every other column of numbers, is the
-    target; a `Label` of words is a class; `Mask` names a label map; `Split`, `Subject`, `Session` and `Report` too
-    (or `Findings` and `Impression`). A table with reports and no path is one of reports; see `reports`.
+    Columns (any case): `Path` (or image, file, filename, cases, image_path, volume); `Label`, else every other column
+    of numbers, is the target; a `Label` of words is a class; `Mask` names a label map; `Split`, `Subject`, `Session`
+    and `Report` too (or `Findings` and `Impression`). A table with reports and no path is one of reports; see
+    `reports`.
     """
     rows = table_rows(path)
     columns = _columns(rows)
-    where = next((columns[name] for name in _PATH if name in columns), None)
+    where = next((columns[name] for name in PATHS if name in columns), None)
     if where is None and any(name in columns for name in COLUMNS):
         return _reports(path, rows)
     if where is None:
@@ -75,11 +77,10 @@ def reports(path: Path) -> Drafts:
     return _reports(path, table_rows(path))
 
 
-def report_list(path: Path) -> bool:
-    """Whether a JSON list has entries with a report and none with an image."""
+def entry_names(path: Path) -> set[str]:
+    """Names, in lower case, of what the entries of a JSON list hold."""
     entries = [entry for _, entry in json_entries(path)]
-    names = {str(name).lower() for entry in entries if isinstance(entry, dict) for name in entry}
-    return bool(names & set(COLUMNS)) and not names & set(_PATH)
+    return {str(name).lower() for entry in entries if isinstance(entry, dict) for name in entry}
 
 
 def _reports(path: Path, rows: list[dict[str, str]]) -> Drafts:

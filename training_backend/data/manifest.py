@@ -33,8 +33,47 @@ class ImageRecord(ConfigModel):
     """Canonical (z, y, x) millimetres."""
     sha256: str = ""
     """Of the source file; empty until ingest."""
+    rescale: tuple[float, float] | None = None
+    """Slope and intercept that make the numbers of the file Hounsfield units, where a table tells them and the file
+    does not."""
     values: dict[int, int] = Field(default_factory=dict)
     """Of a label map: class that a value of the file stands for; others stay what they are."""
+
+
+class ClassEntry(ConfigModel):
+    """One row of the class table."""
+
+    index: int
+    name: str
+    colour: str
+    """#rrggbb."""
+
+
+class Accepted(ConfigModel):
+    """A mask that somebody took into the dataset: where it came from, and what it replaced, so that it can be undone."""
+
+    time: str
+    """UTC, as 2026-01-31T12:00:00.000000+00:00."""
+    by: str = ""
+    """Who accepted it."""
+    how: str = ""
+    """What it is: "prediction, corrected", "strokes", ..."""
+    model: str = ""
+    """Run, model folder or file whose prediction was corrected."""
+    model_sha256: str = ""
+    """Of that model's weights."""
+    split: Split = "train"
+    """What `CaseRecord.split` was before."""
+    label: ImageRecord | None = None
+    """What `CaseRecord.label` was before."""
+    annotated: tuple[int, ...] | None = None
+    """What `CaseRecord.annotated` was before."""
+    problems: tuple[str, ...] = ()
+    """What `CaseRecord.problems` was before."""
+    store: dict[str, Any] = Field(default_factory=dict)
+    """Entries of `CaseRecord.store` before, as far as they are about the label map."""
+    classes: tuple[ClassEntry, ...] = ()
+    """Rows of the class table that came with it."""
 
 
 class CaseRecord(ConfigModel):
@@ -56,6 +95,11 @@ class CaseRecord(ConfigModel):
     """Left out by the user; kept in the manifest."""
     problems: tuple[str, ...] = ()
     """Sentences found by the checks that do not forbid using the case."""
+    annotated: tuple[int, ...] | None = None
+    """Classes that were looked for when the label map was drawn; what is background in it may be any other class, which
+    neither losses nor metrics count. None stands for all."""
+    accepted: tuple[Accepted, ...] = ()
+    """Masks that were accepted one after the other; the last is `label`."""
     store: dict[str, Any] = Field(default_factory=dict)
     """Filled by ingest: geometry of the stored grid, start of the body box, intensity statistics per image."""
 
@@ -67,15 +111,6 @@ class CaseRecord(ConfigModel):
         return given.get(needs or "", self.images) is not None
 
 
-class ClassEntry(ConfigModel):
-    """One row of the class table."""
-
-    index: int
-    name: str
-    colour: str
-    """#rrggbb."""
-
-
 class DatasetInfo(ConfigModel):
     """Facts of a dataset, in ``dataset.json``."""
 
@@ -83,7 +118,7 @@ class DatasetInfo(ConfigModel):
     name: str
     layout: str = ""
     """What the source was recognised as: "folder", "paired", "msd", "nnunet", "bids", "monai", "csv", "reports",
-    "abstracts", "ua-mt" or "dicom"."""
+    "abstracts", "ct-rate", "ctrg", "arrow", "ua-mt" or "dicom"."""
     root: str = "."
     """Folder of the source files, relative to the dataset's folder when below it."""
     contrasts: tuple[str, ...] = ()

@@ -27,6 +27,7 @@ _MODULES = {
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
     **dict.fromkeys((".h5", ".hdf5", ".npz", ".npy"), "arrays"),
     **dict.fromkeys(PICTURES, "pictures"),
+    ".arrow": "arrow",
 }
 YES_VALUES = (255, 65535)
 """What programs for pictures write for "yes" in a mask of yes and no; too large for the number of a class."""
@@ -58,6 +59,16 @@ def read_volumes(path: Path | str, *, key: str = "", series: str = "") -> list[V
 def read_volume(path: Path | str, *, key: str = "", series: str = "") -> Volume:
     """The only volume of a file, or the first contrast of a 4-D one; see `read_volumes`."""
     return read_volumes(path, key=key, series=series)[0]
+
+
+def rescaled(volume: Volume, scale: tuple[float, float] | None) -> Volume:
+    """`volume` with numbers times slope plus intercept, whole where all three are; as it is where `scale` is None."""
+    if scale is None:
+        return volume
+    whole = volume.array.dtype.kind in "iu" and all(number.is_integer() for number in scale)
+    array = volume.array.astype(np.int32 if whole else np.float32) * (int(scale[0]) if whole else np.float32(scale[0]))
+    array += int(scale[1]) if whole else np.float32(scale[1])
+    return _finished(replace(volume, array=whole_numbers(array, volume.name) if whole else array))
 
 
 def read_labels(path: Path | str, *, key: str = "") -> Volume:

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from training_backend.config.data import IngestConfig
 from training_backend.data.contrasts import matched
 from training_backend.data.dataset import Quarantined
 from training_backend.data.manifest import CaseRecord, ImageRecord
-from training_backend.data.read import probe, read_labels, read_volumes, renumbered
+from training_backend.data.read import probe, read_labels, read_volumes, renumbered, rescaled
 from training_backend.data.standard import Standard, standardise
 from training_backend.data.store import write_array
-from training_backend.data.volume import Volume
+from training_backend.data.volume import Array, Volume
 from training_backend.errors import DataError, GeometryError, Med3dError, ResourceError
 from training_backend.files import atomic, sync_folder, write_text
 
@@ -101,6 +102,21 @@ def store_volumes(
     return record
 
 
+def write_label(path: Path, label: Array, values: dict[int, int]) -> dict[str, Any]:
+    """Write a label map of a case and return its entry in the record; `values` are the voxels of each class."""
+    size = write_array(path, label)
+    return {"file": path.name, "bytes": size, "values": {str(value): count for value, count in values.items()}}
+
+
+def write_points(path: Path, points: npt.NDArray[np.int32]) -> int:
+    """Write the voxels that crops are centred on and return their checksum."""
+    content = BytesIO()
+    np.save(content, points)
+    with atomic(path) as stream:
+        stream.write(content.getvalue())
+    return zlib.crc32(content.getvalue())
+
+
 def finished(folder: Path, case: CaseRecord, config: IngestConfig) -> CaseRecord | None:
     """Record that an earlier ingest left for the same files and settings, or None."""
     try:
@@ -108,7 +124,7 @@ def finished(folder: Path, case: CaseRecord, config: IngestConfig) -> CaseRecord
         done = CaseRecord.model_validate_json(text)
     except (OSError, ValueError):
         return None
-    same = [(r.path, r.key) for r in _records(done)] == [(r.path, r.key) for r in _records(case)]
+    same = [(r.path, r.key, r.rescale) for r in _records(done)] == [(r.path, r.key, r.rescale) for r in _records(case)]
     return done if same and done.store.get("recipe") == recipe(config) else None
 
 
@@ -133,6 +149,10 @@ def content_hash(path: Path, key: str = "") -> str:
     """SHA-256 of a file, or of the files of a DICOM series in a folder, whatever their names."""
     if not path.exists():
         raise DataError(f"{path.name} does not exist.", "Put the file back, or take it off the list.")
+    if path.is_file() and path.suffix == ".arrow":
+        from training_backend.data.arrow import row_hash
+
+        return row_hash(path, key)
     if path.is_file():
         return _file_hash(path)
     from training_backend.data.dicom import list_series
@@ -160,14 +180,8 @@ def _write(folder: Path, standard: Standard) -> dict[str, Any]:
         "images": images,
     }
     if standard.label is not None:
-        size = write_array(folder / "label.b2nd", standard.label)
-        values = {str(value): count for value, count in standard.values.items()}
-        store["label"] = {"file": "label.b2nd", "bytes": size, "values": values}
-    points = BytesIO()
-    np.save(points, standard.points)
-    with atomic(folder / "points.npy") as stream:
-        stream.write(points.getvalue())
-    store["points_crc32"] = zlib.crc32(points.getvalue())
+        store["label"] = write_label(folder / "label.b2nd", standard.label, standard.values)
+    store["points_crc32"] = write_points(folder / "points.npy", standard.points)
     return store
 
 
@@ -182,7 +196,7 @@ def _read(root: Path, record: ImageRecord, config: IngestConfig) -> Volume:
     volumes = read_volumes(path, key=record.key)
     if len(volumes) > 1:
         raise DataError(f"{path.name} holds {len(volumes)} volumes.", "Name the one to use by its key.")
-    return volumes[0]
+    return rescaled(volumes[0], record.rescale)
 
 
 def _read_label(root: Path, record: ImageRecord, config: IngestConfig) -> Volume:

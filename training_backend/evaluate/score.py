@@ -54,7 +54,8 @@ def score_split(source: str | Path, data: Path, split: Split, progress: Progress
         from training_backend.evaluate.score_pairs import pair_table
 
         return pair_table(model, dataset, split, progress)
-    cases = [case for case in dataset.cases(split=split) if case.has(task.needs)]
+    cases = dataset.reading(model.config.data.report_part).cases(split=split)
+    cases = [case for case in cases if case.has(task.needs)]
     if not cases:
         raise DataError(f"The split {split!r} of {dataset.info.name} has no case with {task.needs}.")
     if task.needs == "labels":
@@ -120,8 +121,11 @@ def _segmentation_table(
             continue
         truth = read_classes(dataset.source(case.label), key=case.label.key, values=case.label.values)
         labels = _predict(model, dataset, case)
-        scores += score_case(labels, truth.array, truth.geometry.spacing_mm, classes, case_id=case.id)
-        unions += score_regions(labels, truth.array, truth.geometry.spacing_mm, regions, case_id=case.id)
+        known = set(classes if case.annotated is None else case.annotated)
+        named = {value: name for value, name in classes.items() if value in known}
+        joint = {name: values for name, values in regions.items() if known.issuperset(values)}
+        scores += score_case(labels, truth.array, truth.geometry.spacing_mm, named, case_id=case.id)
+        unions += score_regions(labels, truth.array, truth.geometry.spacing_mm, joint, case_id=case.id)
         _tell(progress, done / len(cases))
     table = Table(("case", "class", *METRICS))
     for score in [*scores, *unions]:
