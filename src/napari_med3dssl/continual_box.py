@@ -188,6 +188,26 @@ class ContinualBox(Section):
         top = _rows()
         top.addRow("Teach", self.mode)
         top.addRow("Encoder", self.weights)
+        stage = StageConfig(modality="3D_CT", dataset=Path())
+        self.form = Form(PlanConfig(stages=(stage,)), hidden=PLAN_FIELDS)
+        self.form.changed.connect(self.check_soon)
+        self.settings = Section("Settings of the plan")
+        self.settings.column.addWidget(self.form)
+        self.name = QLineEdit()
+        self.name.setPlaceholderText("named after its modalities")
+        self.name.setAccessibleName("Name of the plan")
+        self.name.setMinimumWidth(40)
+        bottom = _rows()
+        bottom.addRow("Plan name", self.name)
+        self.column.addWidget(wrapping(ABOUT))
+        self.column.addLayout(top)
+        self._build_stages()
+        self.column.addWidget(self.settings)
+        self.column.addLayout(bottom)
+        self._build_start()
+
+    def _build_stages(self) -> None:
+        """The list of stages and its buttons, and the fields of one stage."""
         self.fields = StageFields(self.state, "stage")
         self.fields.changed.connect(self._on_fields)
         self.list = QListWidget()
@@ -204,17 +224,11 @@ class ContinualBox(Section):
             button("Up", lambda: self.move_stage(-1), "Teach the chosen stage earlier."),
             button("Down", lambda: self.move_stage(1), "Teach the chosen stage later."),
         )
-        stage = StageConfig(modality="3D_CT", dataset=Path())
-        self.form = Form(PlanConfig(stages=(stage,)), hidden=PLAN_FIELDS)
-        self.form.changed.connect(self.check_soon)
-        self.settings = Section("Settings of the plan")
-        self.settings.column.addWidget(self.form)
-        self.name = QLineEdit()
-        self.name.setPlaceholderText("named after its modalities")
-        self.name.setAccessibleName("Name of the plan")
-        self.name.setMinimumWidth(40)
-        bottom = _rows()
-        bottom.addRow("Plan name", self.name)
+        for widget in (self.list, self.stage_buttons, self.about, self.fields):
+            self.column.addWidget(widget)
+
+    def _build_start(self) -> None:
+        """The buttons that start and keep a plan, and what is said about it."""
         self.start_button = button("Start", self.start, "Train in the background; Runs lists the plan with its stages.")
         self.load_button = button("Load YAML…", self.load_yaml, "A plan from a file.")
         self.save_button = button("Save YAML…", self.save_yaml, "Keep this plan as a file.")
@@ -226,11 +240,6 @@ class ContinualBox(Section):
         self.bar.hide()
         self.checks = wrapping("")
         self.checks.setAccessibleName("What was checked before the start")
-        self.column.addWidget(wrapping(ABOUT))
-        self.column.addLayout(top)
-        for widget in (self.list, self.stage_buttons, self.about, self.fields, self.settings):
-            self.column.addWidget(widget)
-        self.column.addLayout(bottom)
         self.column.addWidget(button_row(self.start_button, self.load_button, self.save_button, self.copy_button))
         for widget in (self.notice, self.bar, self.checks):
             self.column.addWidget(widget)
