@@ -18,6 +18,7 @@ from training_backend.api.data import (
     recipes_list,
     recipes_show,
 )
+from training_backend.api.learn import data_accept, data_next, data_undo
 from training_backend.api.masks import agreement, strokes
 from training_backend.api.models import (
     compare,
@@ -52,12 +53,15 @@ if TYPE_CHECKING:
 __all__ = [
     "agreement",
     "compare",
+    "data_accept",
     "data_candidates",
     "data_export",
     "data_ingest",
     "data_inspect",
+    "data_next",
     "data_prepare",
     "data_split",
+    "data_undo",
     "demo",
     "doctor",
     "embed",

@@ -36,7 +36,7 @@ from training_backend.data.processes import end_with_parent, processors
 from training_backend.data.read import YES_VALUES
 from training_backend.data.report_clean import cleaned
 from training_backend.data.splits import assign_splits
-from training_backend.data.stow import Stowed, content_hash, finished, store_volumes, stored_bytes, stow
+from training_backend.data.stow import Stowed, content_hash, finished, recipe, store_volumes, stored_bytes, stow
 from training_backend.data.volume import Volume
 from training_backend.errors import DataError, ResourceError
 
@@ -205,6 +205,7 @@ def _ingest(described: Described, output: Path, config: IngestConfig, progress: 
         for case in assign_splits(told, config.splits, config.seed, described.given_splits)
     ]
     check_splits(cases)
+    cases = _not_accepted(cases, earlier, config, output)
     todo = [case for case in cases if finished(output, case, config) is None]
     predicted = predicted_bytes(todo, config)
     free = shutil.disk_usage(output).free
@@ -263,7 +264,8 @@ def _conclude(
         shutil.rmtree(output / "store" / double.case, ignore_errors=True)
     quarantined = [*described.problems, *(r.refused for r in results.values() if r.refused is not None), *doubles]
     modalities = {image.modality for case in kept for image in case.images} or ({"text"} if kept else set())
-    names = _names(described, config)
+    accepted = {row.index: row.name for case in kept for mask in case.accepted for row in mask.classes}
+    names = accepted | _names(described, config)
     values = {int(value) for case in kept for value in case.store.get("label", {}).get("values", {})}
     info = described.info.model_copy(
         update={
@@ -309,6 +311,24 @@ def _names(described: Described, config: IngestConfig) -> dict[int, str]:
     names = {value: name for value, name in moved.items() if value} | names
     yes = [names.pop(value) for value in YES_VALUES if value in names]
     return names | ({1: yes[0]} if yes and 1 not in names else {})
+
+
+def _not_accepted(
+    cases: Sequence[CaseRecord], earlier: Mapping[str, CaseRecord], config: IngestConfig, output: Path
+) -> list[CaseRecord]:
+    """Cases but those whose mask a person stands for, which stay what they are in the manifest.
+
+    Raises:
+        DataError: the store of such a case was made with other settings.
+    """
+    kept = {id for id, case in earlier.items() if case.accepted}
+    for id in sorted(kept.intersection(case.id for case in cases)):
+        if earlier[id].store.get("recipe") not in (None, recipe(config)):
+            raise DataError(
+                f"A mask was accepted for case {id} of {output}, which these settings would store anew.",
+                "Choose another folder for the dataset, or undo what was accepted: med3dssl data undo.",
+            )
+    return [case for case in cases if case.id not in kept]
 
 
 def _earlier(described: Described, output: Path) -> dict[str, CaseRecord]:

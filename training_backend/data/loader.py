@@ -177,6 +177,8 @@ class ViewLoader:
         extra: dict[str, Any] = {"spacing_mm": list(views.spacing_mm)}
         if self.sequences is not None:
             extra["kinds"] = list(views.kinds)
+        if self.needs == "labels":
+            extra["annotated"] = [self.cases[index].annotated for _, _, index, _ in views.keys]
         if self.needs == "text" or self._reports:  # reports stay in this process, and go nowhere but into the batch
             extra["texts"] = [self.cases[index].report for _, _, index, _ in views.keys]
         batch = Batch(

@@ -50,7 +50,7 @@ class ClassEntry(ConfigModel):
 
 
 class Accepted(ConfigModel):
-    """A mask that somebody took into the dataset: where it came from, and what it replaced, so that it can be undone."""
+    """A mask that somebody took into the dataset: where it came from, and what it replaced, for undoing it."""
 
     time: str
     """UTC, as 2026-01-31T12:00:00.000000+00:00."""

@@ -15,6 +15,7 @@ from training_backend.data.body import find_body, whole_body
 from training_backend.data.intensity import Statistics
 from training_backend.data.read import as_classes
 from training_backend.data.store import to_stored
+from training_backend.data.views import IGNORED
 from training_backend.data.volume import Array, Geometry, Shape, Triple, Volume
 from training_backend.errors import DataError, GeometryError
 
@@ -91,9 +92,9 @@ def standardise(
         statistics.append(Statistics.measure(inside, lowest, scale=scale, ct=ct, whole=whole, largest=largest))
         images.append(np.ascontiguousarray(stored[box]))
     cut = None if marks is None else np.ascontiguousarray(marks[box])
-    counts = np.zeros(1, int) if cut is None else np.bincount(cut.ravel())
     coarse = np.argwhere(body.mask) * np.array(body.stride) - np.array(start)
     shape = images[0].shape
+    points, values = sampled(cut, coarse[((coarse >= 0) & (coarse < shape)).all(axis=1)])
     return Standard(
         images=tuple(images),
         label=cut,
@@ -101,10 +102,36 @@ def standardise(
         native=native,
         start=start,
         statistics=tuple(statistics),
-        points=_points(cut, counts, coarse[((coarse >= 0) & (coarse < shape)).all(axis=1)]),
-        values={int(value): int(counts[value]) for value in np.flatnonzero(counts) if value > 0},
+        points=points,
+        values=values,
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+def sampled(label: Array | None, body: Array) -> tuple[npt.NDArray[np.int32], dict[int, int]]:
+    """Voxels to centre crops on, as `Standard.points`, and how many voxels each class has; unlabelled ones are of none.
+
+    Args:
+        label: (z, y, x) uint8 or None.
+        body: (n, 3) voxels inside the body.
+    """
+    rng = np.random.default_rng(0)
+    rows: list[Array] = []
+    if len(body):
+        chosen = body[np.sort(rng.choice(len(body), min(POINTS, len(body)), replace=False))]
+        rows.append(np.column_stack([np.zeros(len(chosen), int), chosen]))
+    counts = np.zeros(1, int) if label is None else np.bincount(label.ravel(), minlength=1)[:IGNORED]
+    values = [int(value) for value in np.flatnonzero(counts) if value > 0]
+    if label is not None:
+        foreground = np.flatnonzero((label > 0) & (label != IGNORED))
+        order = foreground[np.argsort(label.ravel()[foreground], kind="stable")]
+        ends = np.cumsum(counts[1:])
+        for value in values:
+            places = order[ends[value - 1] - counts[value] : ends[value - 1]]
+            flat = np.sort(rng.choice(places, min(POINTS, len(places)), replace=False))
+            rows.append(np.column_stack([np.full(len(flat), value), *np.unravel_index(flat, label.shape)]))
+    points = np.concatenate(rows).astype(np.int32) if rows else np.zeros((0, 4), np.int32)
+    return points, {value: int(counts[value]) for value in values}
 
 
 def resampled_grid(native: Geometry, spacing_mm: Triple | None) -> Geometry:
@@ -171,20 +198,3 @@ def _onto(array: Array, source: Geometry, grid: Geometry, *, labels: bool) -> Ar
     from training_backend.data.resample import resample
 
     return resample(array, source, grid, nearest=labels, fill=0.0 if labels else float(array.min()))
-
-
-def _points(label: Array | None, counts: Array, body: Array) -> npt.NDArray[np.int32]:
-    rng = np.random.default_rng(0)
-    rows = []
-    if len(body):
-        chosen = body[np.sort(rng.choice(len(body), min(POINTS, len(body)), replace=False))]
-        rows.append(np.column_stack([np.zeros(len(chosen), int), chosen]))
-    if label is not None:
-        foreground = np.flatnonzero(label)
-        order = foreground[np.argsort(label.ravel()[foreground], kind="stable")]
-        ends = np.cumsum(counts[1:])
-        for value in np.flatnonzero(counts[1:]) + 1:
-            places = order[ends[value - 1] - counts[value] : ends[value - 1]]
-            flat = np.sort(rng.choice(places, min(POINTS, len(places)), replace=False))
-            rows.append(np.column_stack([np.full(len(flat), value), *np.unravel_index(flat, label.shape)]))
-    return np.concatenate(rows).astype(np.int32) if rows else np.zeros((0, 4), np.int32)

@@ -182,7 +182,7 @@ def open_case(dataset: Dataset, case: CaseRecord) -> StoredCase:
         statistics=tuple(Statistics.from_dict(image["statistics"]) for image in record["images"]),
         _images=tuple(StoredArray(folder / image["file"], image["bytes"]) for image in record["images"]),
         _label=StoredArray(folder / label["file"], label["bytes"]) if label else None,
-        _points=(folder / "points.npy", record["points_crc32"]),
+        _points=(folder / record.get("points", "points.npy"), record["points_crc32"]),
     )
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from training_backend.config import RunConfig
 from training_backend.data.manifest import CaseRecord
 from training_backend.data.prepare import Prepared, stored_input
+from training_backend.data.views import IGNORED
 from training_backend.data.volume import Volume
 from training_backend.data.write import write_volume
 from training_backend.engine import checkpoint
@@ -125,7 +126,7 @@ def write_predictions(session: Session, stop: Callable[[], bool]) -> None:
 
 
 def _dice(work: Work, case: CaseRecord, prepared: Prepared, labels: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """Dice per class name on the grid of the file; classes in neither volume are left out."""
+    """Dice per class name on the grid of the file; classes in neither volume, or not looked for, are left out."""
     from training_backend.data.read import read_classes
 
     if case.label is None:
@@ -138,8 +139,11 @@ def _dice(work: Work, case: CaseRecord, prepared: Prepared, labels: npt.NDArray[
             return {}
         truth = prepared.restore_labels(prepared.label)
     result = {}
+    known = truth != IGNORED
     for entry in work.dataset.info.classes:
-        mine, theirs = labels == entry.index, truth == entry.index
+        if case.annotated is not None and entry.index not in case.annotated:
+            continue
+        mine, theirs = (labels == entry.index) & known, truth == entry.index
         total = int(mine.sum()) + int(theirs.sum())
         if entry.index and total:
             result[entry.name] = 2.0 * int((mine & theirs).sum()) / total

@@ -162,7 +162,7 @@ def case_result(case: CaseRecord, prepared: Prepared, output: npt.NDArray[np.flo
     spacing = prepared.geometry.spacing_mm
     if prepared.label is not None and output.ndim == 4:
         truth = prepared.label if prepared.padding is None else np.where(prepared.padding, IGNORED, prepared.label)
-        return CaseResult(case.id, output.argmax(0).astype(np.uint8), truth, spacing)
+        return CaseResult(case.id, output.argmax(0).astype(np.uint8), truth, spacing, case.annotated)
     return CaseResult(case.id, output, np.asarray(case.target, np.float32), spacing)
 
 

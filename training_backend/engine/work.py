@@ -172,7 +172,7 @@ def build_network(config: RunConfig, method: Method, task: Task | None) -> tuple
         return network, None
     from training_backend.weights.transfer import init_from
 
-    report = init_from(start, config.weights, config)
+    report = init_from(start, config.weights, config, network=network)
     logging.getLogger(__name__).info("%s", report)
     return network, report
 

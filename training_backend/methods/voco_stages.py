@@ -107,7 +107,7 @@ def labelled_loss(network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, T
     In a part of a step that has no labelled crop, because none could be read, the loss is 0 and no part is told.
     """
     from training_backend.nn.axes import turned, turned_back
-    from training_backend.nn.dice import UNLABELLED, dice_ce
+    from training_backend.nn.dice import UNLABELLED, annotated_classes, dice_ce
 
     labelled = batch.streams.get(LABELLED)
     if labelled is None:
@@ -122,7 +122,9 @@ def labelled_loss(network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, T
         logits = turned_back(network.omni(turned(labelled.volume, axes), frozen=False)[1], axes)  # type: ignore[operator]
     else:
         logits = network.logits(labelled.volume)  # type: ignore[operator]
-    dice, entropy = dice_ce(logits, labels, background=False)
+    known = annotated_classes(labelled.extra.get("annotated"), logits.shape[1])
+    known = None if known is None else known.to(logits.device)
+    dice, entropy = dice_ce(logits, labels, background=False, annotated=known)
     scalars = {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
     return dice + entropy, scalars, dict.fromkeys(scalars, float(len(labels)))
 

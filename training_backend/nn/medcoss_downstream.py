@@ -49,12 +49,22 @@ def dice_bce(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return (dice * counted).sum() / number, (entropy * counted).sum() / number
 
 
-def set_targets(labels: Tensor, sets: Sets) -> Tensor:
-    """Targets [B, C, ...] of label values [B, ...], 255 where unlabelled."""
+def set_targets(labels: Tensor, sets: Sets, annotated: Sequence[Sequence[int] | None] | None = None) -> Tensor:
+    """Targets [B, C, ...] of label values [B, ...], 255 where unlabelled.
+
+    Args:
+        labels: of each sample.
+        sets: label values of each output.
+        annotated: per sample the classes that were looked for, None for all; outputs with others are unknown.
+    """
     found = []
     for values in sets:
         inside = torch.isin(labels, torch.tensor(sorted(values), device=labels.device))
-        found.append(inside.to(torch.int8).masked_fill(labels == UNLABELLED, UNKNOWN))
+        target = inside.to(torch.int8).masked_fill(labels == UNLABELLED, UNKNOWN)
+        for one, chosen in zip(target, annotated or (), strict=False):
+            if chosen is not None and not values <= set(chosen):
+                one.fill_(UNKNOWN)
+        found.append(target)
     return torch.stack(found, dim=1)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from training_backend.config import RunConfig, TaskConfig
     from training_backend.data.manifest import CaseRecord
-    from training_backend.methods.base import Batch, Encoder, StepOutput
+    from training_backend.methods.base import Batch, Encoder, ModelView, StepOutput
 
 
 Progress = Callable[[float], bool]
@@ -31,13 +31,15 @@ class Cancelled(Exception):
 class CaseResult:
     """Prediction and truth of one case: label volumes (z, y, x), or class probabilities / values [K] and target [K].
 
-    Reports are the numbers of their words, and the true report is a text of its own kind of array.
+    Reports are the numbers of their words, and the true report is a text of its own kind of array. `annotated` are the
+    classes that were looked for, None for all.
     """
 
     case_id: str
     prediction: npt.NDArray[Any]
     truth: npt.NDArray[Any]
     spacing_mm: tuple[float, float, float]
+    annotated: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Task:
         truth: what `evaluate` compares a case's prediction with, where that is not the target of the case.
         told: what a prediction [K] says to a reader; None names the values.
         contained: the run's settings with all that the network was built from besides, so that its weights are enough.
+        views: what can be shown of its networks besides what their methods show.
         predict_texts: probabilities or values [B, K] of texts, for tasks that look at no scan; None for all others.
     """
 
@@ -88,3 +91,4 @@ class Task:
     told: Callable[[RunConfig, npt.NDArray[Any]], Told] | None = None
     contained: Callable[[nn.Module, RunConfig], RunConfig] | None = None
     predict_texts: Callable[[nn.Module, RunConfig, Sequence[str]], Tensor] | None = None
+    views: tuple[ModelView, ...] = ()

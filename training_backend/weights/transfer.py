@@ -19,17 +19,24 @@ if TYPE_CHECKING:
 
 
 def init_from(
-    module: nn.Module, source: str | Path, config: RunConfig, *, changes: Mapping[str, Any] | None = None
+    module: nn.Module,
+    source: str | Path,
+    config: RunConfig,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    network: nn.Module | None = None,
 ) -> ImportReport:
     """Start a run from weights: the whole network for pre-training, the encoder alone for fine-tuning.
 
-    Networks that say so themselves (`starts_whole`) take whatever fits of the weights, a decoder say, or not.
+    Networks that say so themselves (`starts_whole`) take whatever fits of the weights, a decoder say, or not; so does a
+    run that tells the same classes apart as a segmentation model that it starts from.
 
     Args:
         module: the run's network, or its encoder; unchanged when the weights are refused.
         source: run directory, model folder, weights file, or ``zoo:NAME``.
         config: of the run.
         changes: for what a foreign file does not tell; see `open_source`.
+        network: of a fine-tuning run, used in place of its encoder where the task goes on.
 
     Raises:
         WeightsError: unusable file, weights of another method, or less than 90 % of the encoder found.
@@ -44,7 +51,21 @@ def init_from(
     if reason := found.family.conflict(found.config, config):
         raise WeightsError(reason)
     whole = bool(getattr(module, "starts_whole", config.task is None))
+    if network is not None and _goes_on(found, config):
+        module, whole = network, True
     return transfer(module, found, config, encoder_only=not whole)
+
+
+def _goes_on(source: Source, config: RunConfig) -> bool:
+    """Whether a segmentation run begins with weights that tell the same classes apart, thus with their decoder."""
+    from training_backend.tasks.segmentation import class_names
+
+    if source.kind != "finetune" or config.task is None or source.config.task is None:
+        return False
+    if not config.task.name == source.config.task.name == "segmentation":
+        return False
+    theirs: tuple[str, ...] = getattr(source.config.task, "classes", ())
+    return bool(theirs) and theirs == class_names(config)
 
 
 def transfer(module: nn.Module, source: Source, config: RunConfig, *, encoder_only: bool = False) -> ImportReport:
