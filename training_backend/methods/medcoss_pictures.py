@@ -72,6 +72,7 @@ def shown(
         limits: contrast limits of a picture without colours; its own range when None.
     """
     if channels is not None and len(array) > max(channels):
-        return PreviewArray(name, np.moveaxis(array[list(channels)], 0, -1).clip(0, 1), "rgb")
+        colours = np.moveaxis(array[list(channels)], 0, -1).clip(0, 1)
+        return PreviewArray(name, np.round(255 * colours).astype(np.uint8), "rgb")  # fractions would be stretched
     low, high = limits or (float(array[0].min()), float(array[0].max()))
     return PreviewArray(name, array[0], "image", limits=(low, high if high > low else low + 1.0))
