@@ -119,6 +119,9 @@ def view(
     other: Path | None = None,
     other_centre: tuple[int, int, int] | None = None,
     against: str = "",
+    report: Path | None = None,
+    dataset: Path | None = None,
+    cases: tuple[str, ...] = (),
     device: str = "auto",
 ) -> Table:
     """Write what a model shows of a scan as volumes on the scan; without a scan, list what it can show.
@@ -134,6 +137,9 @@ def view(
         other: Second scan, for views that compare two.
         other_centre: Voxel (z, y, x) of the second scan around which a model of crops looks; its middle when empty.
         against: Second model, for views that compare two; the teacher beside the first when empty.
+        report: Text file (UTF-8) with the report of the scan, for views that read one.
+        dataset: Dataset folder, for views that compare cases.
+        cases: Ids of the cases.
         device: auto, cpu, cuda or cuda:N.
     """
     from training_backend.evaluate.view import draw_file, views_of
@@ -146,12 +152,15 @@ def view(
             settings = [key for key in found.options.model_fields if key != "point"]
             wants = {"--point": found.point, "--other": found.other, "a teacher": found.teacher}
             wants["--against, or a teacher"] = found.against
+            wants |= {"--report": found.text == "report", "--set text=WORDS": found.text == "query"}
+            wants["--dataset and --cases"] = found.cases
             needs = ", ".join(name for name, wanted in wants.items() if wanted)
             table.add(found.name, needs or "-", ", ".join(settings) or "-", found.tip)
         return table
     if input is None or output is None or not name:
         raise ConfigError("A view needs --input SCAN, --name NAME and --output DIR.", "Leave all out for a list.")
     beside: dict[str, Any] = {"point": point, "centre": centre, "other_centre": other_centre, "against": against}
+    beside |= {"report": report, "dataset": dataset, "cases": cases}
     written, text = draw_file(run, input, output, name, changes(set), other=other, device=device, **beside)
     table = Table(("what", "value"))
     for path in written:

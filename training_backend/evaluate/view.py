@@ -16,10 +16,11 @@ import numpy as np
 
 from training_backend.data.volume import Geometry, Shape, Volume
 from training_backend.errors import ConfigError, DataError
-from training_backend.methods.base import Frame, PreviewArray
+from training_backend.methods.base import Frame, PreviewArray, ReportedCase
 from training_backend.methods.shared_views import all_views
 
 if TYPE_CHECKING:
+    from training_backend.data.dataset import Dataset
     from training_backend.data.prepare import InputProfile, Prepared
     from training_backend.methods.base import Encoder, ModelView
     from training_backend.weights.load import LoadedModel
@@ -60,6 +61,34 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class PreparedCase:
+    """A case of a dataset as the model sees it, with its report."""
+
+    id: str
+    prepared: Prepared
+    report: str
+
+    @classmethod
+    def of(cls, dataset: Dataset, id: str, profile: InputProfile) -> PreparedCase:
+        """Case of a dataset from its store; a `DataError` where it has no report or no scan."""
+        from training_backend.data.prepare import stored_input
+
+        case = dataset.case(id)
+        if not case.has("text") or not case.images:
+            raise DataError(f"The case {id} has no {'scan' if case.has('text') else 'report'}.", "Choose another one.")
+        return cls(id, stored_input(dataset, case, profile), case.report)
+
+
+@dataclass(frozen=True)
+class _Reported:
+    """A case whose view is not yet on the device."""
+
+    id: str
+    cut: Cut
+    report: str
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A view of a model at work; each frame replaces the one before.
 
@@ -82,7 +111,7 @@ class Drawing:
 def views_of(loaded: LoadedModel) -> tuple[ModelView, ...]:
     """What can be shown of a model besides features, similarity and attention."""
     task = loaded.config.task.name if loaded.config.task else None
-    return tuple(view for view in all_views(loaded.method) if view.suits(loaded.kind, task))
+    return tuple(view for view in all_views(loaded.method, task) if view.suits(loaded.kind, task))
 
 
 def find_view(loaded: LoadedModel, name: str) -> ModelView:
@@ -90,7 +119,7 @@ def find_view(loaded: LoadedModel, name: str) -> ModelView:
     known = {view.name: view for view in views_of(loaded)}
     if name in known:
         return known[name]
-    for view in all_views(loaded.method):
+    for view in all_views(loaded.method, loaded.config.task.name if loaded.config.task else None):
         if view.name == name:
             needed = f"fine-tuned for {view.task}" if view.needs == "finetune" else "with its pre-training heads"
             raise ConfigError(f"{view.title} needs a model {needed}; this one is of kind {loaded.kind}.")
@@ -111,6 +140,7 @@ def draw(
     other: Prepared | None = None,
     other_centre: Sequence[float] | None = None,
     against: LoadedModel | None = None,
+    cases: Sequence[PreparedCase] = (),
 ) -> Drawing:
     """Begin to draw one view of a model; nothing is computed before the first frame is asked for.
 
@@ -125,6 +155,7 @@ def draw(
         other: a second scan, prepared alike, for views that compare two.
         other_centre: voxel on the second scan's own grid around which the model looks there.
         against: another model, for views that compare two; the teacher beside the model when None.
+        cases: of a dataset, for views that compare such.
 
     Raises:
         ConfigError: no such view, wrong options, or no second scan for a view that compares two.
@@ -136,6 +167,9 @@ def draw(
         raise ConfigError(f"{view.title} starts from a voxel of the scan.", "Click one, or give --point Z Y X.")
     if view.other and other is None:
         raise ConfigError(f"{view.title} compares two scans.", "Open a second one and choose it, or give --other FILE.")
+    if view.cases and not cases:
+        advice = "Choose them from a dataset, or give --dataset DIR --cases ID ID."
+        raise ConfigError(f"{view.title} compares cases of a dataset.", advice)
     settings = view.options.parse(dict(options or {}), where=name)
     patch = loaded.encoder.patch_size
     cut = cut_view(loaded.encoder, prepared, loaded.profile, centre)
@@ -157,6 +191,9 @@ def draw(
         beside["teacher"] = loaded.teacher
     if view.against:
         beside["against"] = _taken_from(loaded) if against is None else _same_channels(against, loaded)
+    if view.cases:
+        cuts = [(one, cut_view(loaded.encoder, one.prepared, loaded.profile)) for one in cases]
+        beside["cases"] = [_Reported(one.id, part, one.report) for one, part in cuts]
     return Drawing(_frames(loaded, view, cut, settings, beside), cut, second)
 
 
@@ -203,6 +240,9 @@ def draw_file(
     other: Path | None = None,
     other_centre: Sequence[float] | None = None,
     against: str = "",
+    report: Path | None = None,
+    dataset: Path | None = None,
+    cases: Sequence[str] = (),
     device: str = "auto",
 ) -> tuple[list[Path], str]:
     """Write the pictures of the last frame of a view as volumes into a folder; answers the files and the sentence.
@@ -218,8 +258,12 @@ def draw_file(
         other: second scan, for views that compare two.
         other_centre: voxel around which a model of crops looks there.
         against: model that the first is compared with, named as `source` is.
+        report: text file with the report of the scan, for views that read one.
+        dataset: folder of a dataset, for views that compare cases.
+        cases: their ids.
         device: auto, cpu, cuda or cuda:N.
     """
+    from training_backend.data.dataset import Dataset
     from training_backend.data.prepare import prepare
     from training_backend.data.read import read_volumes
     from training_backend.evaluate.predict import chosen_device
@@ -227,6 +271,16 @@ def draw_file(
 
     loaded = load_model(source, str(chosen_device(device)))
     view = find_view(loaded, name)
+    if report is not None:
+        if view.text != "report":
+            raise ConfigError(f"{view.title} reads no report.", "Leave --report out.")
+        options = {**(options or {}), "text": _read_text(report)}
+    if cases and not view.cases:
+        raise ConfigError(f"{view.title} looks at one scan.", "Leave --cases out.")
+    if cases and dataset is None:
+        raise ConfigError("Cases belong to a dataset.", "Give its folder as --dataset DIR.")
+    opened = Dataset.open(dataset) if dataset is not None and cases else None
+    chosen = [PreparedCase.of(opened, id, loaded.profile) for id in cases] if opened is not None else []
     if other is not None and not view.other:
         raise ConfigError(f"{view.title} looks at one scan.", "Leave --other out.")
     if against and not view.against:
@@ -235,11 +289,20 @@ def draw_file(
     first = prepare(read_volumes(input), loaded.profile)
     second = None if other is None else prepare(read_volumes(other), loaded.profile)
     places: dict[str, Any] = {"centre": centre, "point": point, "other_centre": other_centre}
-    drawing = draw(loaded, first, name, options, other=second, against=compared, **places)
+    drawing = draw(loaded, first, name, options, other=second, against=compared, cases=chosen, **places)
     frame = Frame(())
     for frame in drawing.frames:  # noqa: B007  the last one is kept
         pass
     return write_pictures(drawing.placed(frame), output), frame.text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"The report {Path(path).name} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"The report {Path(path).name} is no UTF-8 text.", "Save it as UTF-8.") from error
 
 
 def write_pictures(pictures: Sequence[Picture], output: Path) -> list[Path]:
@@ -285,8 +348,14 @@ def _frames(
     def on_device(one: Cut) -> Any:
         return torch.from_numpy(one.array)[None].to(device)
 
-    given = {name: on_device(value) if isinstance(value, Cut) else value.to(device) for name, value in beside.items()}
-    drawn = view.draw(network, on_device(cut), settings, generator, **given)
+    def given(value: Any) -> Any:
+        if isinstance(value, list):
+            return [ReportedCase(one.id, on_device(one.cut), one.report) for one in value]
+        return on_device(value) if isinstance(value, Cut) else value.to(device)
+
+    drawn = view.draw(
+        network, on_device(cut), settings, generator, **{name: given(value) for name, value in beside.items()}
+    )
     while True:
         with torch.inference_mode():  # only while the method is at work, not in between
             frame = next(drawn, None)

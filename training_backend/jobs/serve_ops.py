@@ -21,8 +21,10 @@ operation           parameters                                         values
 ``attention``       `source`, `volumes`, `block`, `head`, `overlap`    `attention` [d, h, w], `geometry`, `depth`,
                                                                        `heads`
 ``view``            `source`, `volumes`, `name`, `options`, `centre`,  `pictures`, `text`, `unit`, `share`; the same
-                    `point`, `other` (contrasts of a second scan),     as partial values, frame after frame
-                    `other_centre`, `against` (another source)
+                    `point`, `other` (contrasts of a second scan),     as partial values, frame after frame;
+                    `other_centre`, `against` (another source),        `passages`
+                    `dataset` and `cases` (ids)
+``next_cases``      `source`, `folder`, `by`, `count`                  `choices`, see `evaluate.next_case.Choice`
 ``estimate``        `config`, `steps`                                  fields of `engine.estimate.Estimate`,
                                                                        `sentence`
 ``import_report``   `config`                                           fields of `weights.report.ImportReport`,
@@ -32,11 +34,12 @@ operation           parameters                                         values
 
 `source` is a run directory, a model folder, a weights file or ``zoo:NAME``. `volumes` are the contrasts of one case.
 Answers about a model hold its facts too: `summary` (a sentence), `method`, `kind`, `task`, `depth`, `patch_size`,
-`contrasts`, `reconstructs`, and `views`, a list of `name`, `title`, `tip`, `point`, `other`, `teacher`, `against` and
-`options` (a JSON schema).
-`centre` and `point` are voxels (z, y, x) of the scan's own grid. A picture is `name`, `array`, `geometry` (of the
-array's own grid), `role`, `limits`, `classes`, `sides`, `other`; one of role "matrix" has no place in the scan, the numbers of
-role "vectors" are counted in elements of its geometry.
+`contrasts`, `reconstructs`, and `views`, a list of `name`, `title`, `tip`, `point`, `other`, `teacher`, `against`,
+`text`, `cases` and `options` (a JSON schema). Views that compare cases need no `volumes`. `centre` and `point` are
+voxels (z, y, x) of the scan's own grid. A picture is `name`, `array`, `geometry` (of the array's own grid), `role`,
+`limits`, `classes`, `sides`, `names`, `other`; one of role "matrix" has no place in the scan, the numbers of role
+"vectors" are counted in elements of its geometry. A passage is `title`, `value` and `pieces`, each of these `text`,
+`kind` and `told`; texts are answered, and never logged.
 """
 
 from __future__ import annotations
@@ -57,13 +60,14 @@ from training_backend.data.manifest import ClassEntry, DatasetInfo
 from training_backend.data.volume import Volume
 from training_backend.errors import RunError
 from training_backend.jobs.compare_ops import compare_masks
+from training_backend.jobs.learn_ops import next_cases
 from training_backend.jobs.stroke_ops import StrokeOps
 
 if TYPE_CHECKING:
     from torch import nn
 
     from training_backend.data.prepare import InputProfile, Prepared
-    from training_backend.evaluate.view import Picture
+    from training_backend.evaluate.view import Picture, PreparedCase
     from training_backend.jobs.serve import Progress
     from training_backend.methods.base import Method, ModelView
     from training_backend.weights.load import LoadedModel
@@ -146,6 +150,7 @@ class Session:
             "estimate": self.estimate,
             "import_report": self.import_report,
             "compare_masks": compare_masks,
+            "next_cases": partial(next_cases, self),
             **self._strokes.operations(),
         }
 
@@ -296,20 +301,22 @@ class Session:
         from training_backend.methods.base import Frame
 
         ready = self._model(params, progress)
-        scans = [_volumes(params)]
+        cases = self._cases(params, ready.loaded.profile, progress)
+        scans = [] if cases and not params.get("volumes") else [_volumes(params)]
         if params.get("other"):
             scans.append(_volumes({"volumes": params["other"]}))
-        prepared, *others = self._prepared(scans, ready.loaded.profile, progress)
+        prepared, *others = self._prepared(scans, ready.loaded.profile, progress) or [cases[0].prepared]
         name, options = str(params.get("name") or ""), params.get("options")
         where = {key: params.get(key) for key in ("centre", "point", "other_centre")}
         against = self._compared(str(params.get("against") or ""), progress)
-        beside = {"other": next(iter(others), None), "against": against}
+        beside: dict[str, Any] = {"other": next(iter(others), None), "against": against, "cases": cases}
         drawing = draw(ready.loaded, prepared, name, options, **beside, **where)
         unit = "HU" if prepared.statistics[0].ct else ""
 
         def values(frame: Frame) -> Values:
             pictures = [_picture(one) for one in drawing.placed(frame)]
-            return {"pictures": pictures, "text": frame.text, "share": frame.share, "unit": unit}
+            passages = [asdict(passage) for passage in frame.passages]
+            return {"pictures": pictures, "text": frame.text, "share": frame.share, "unit": unit, "passages": passages}
 
         frame = Frame(())
         for frame in drawing.frames:
@@ -368,6 +375,26 @@ class Session:
                 progress(0.0, "Preparing the scan")
                 self._scans[key] = prepare(volumes, profile)
         return [self._scans[key] for key in keys]
+
+    def _cases(self, params: Params, profile: InputProfile, progress: Progress) -> list[PreparedCase]:
+        """The cases of a dataset that a view compares; their reports are read here and stay here."""
+        from training_backend.data.dataset import Dataset
+        from training_backend.evaluate.view import PreparedCase
+
+        ids = list(params.get("cases") or [])
+        if not ids:
+            return []
+        dataset = Dataset.open(Path(str(params.get("dataset") or "")))
+        found = []
+        for done, id in enumerate(ids):
+            progress(done / len(ids), f"Reading {id}")
+            found.append(PreparedCase.of(dataset, str(id), profile))
+        return found
+
+    def ready(self, params: Params, progress: Progress) -> tuple[Values, LoadedModel]:
+        """Facts of the model of `params["source"]`, and the model on its device."""
+        ready = self._model(params, progress)
+        return ready.facts, ready.loaded
 
     def _model(self, params: Params, progress: Progress) -> Ready:
         """The model of `params["source"]`, loaded again only when it changed on disk."""
@@ -433,12 +460,14 @@ def _picture(one: Picture) -> Values:
         "classes": classes,
         "sides": list(picture.sides),
         "other": picture.other,
+        "names": [list(names) for names in picture.names],
     }
 
 
 def _described(view: ModelView) -> Values:
     schema = view.options.model_json_schema()
     wants = {"point": view.point, "other": view.other, "teacher": view.teacher, "against": view.against}
+    wants |= {"text": view.text, "cases": view.cases}
     return {"name": view.name, "title": view.title, "tip": view.tip, **wants, "options": schema}
 
 

@@ -82,7 +82,7 @@ def views_of(facts: ModelFacts | None) -> tuple[ModelView, ...]:
     method = methods().get(facts.method) if facts else None
     if facts is None or method is None:
         return ()
-    return tuple(view for view in all_views(method) if view.suits(facts.kind, facts.task))
+    return tuple(view for view in all_views(method, facts.task) if view.suits(facts.kind, facts.task))
 
 
 def run_sources(kind: str = "") -> list[WeightsSource]:

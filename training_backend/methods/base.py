@@ -29,7 +29,10 @@ __all__ = [
     "Frame",
     "Method",
     "ModelView",
+    "Passage",
+    "Piece",
     "PreviewArray",
+    "ReportedCase",
     "Snapshot",
     "StepOutput",
 ]
@@ -76,6 +79,7 @@ class PreviewArray:
         start: (z, y, x) of the input voxel at which the array begins.
         sides: what a row and a column of a matrix are, e.g. ("crop", "cell").
         other: whether it lies on the other scan that the view was given.
+        names: of the rows and of the columns of a matrix, where numbers do not tell enough.
     """
 
     name: str
@@ -87,6 +91,57 @@ class PreviewArray:
     start: tuple[float, float, float] = (0.0, 0.0, 0.0)
     sides: tuple[str, str] = ("row", "column")
     other: bool = False
+    names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text that something is known of, a word say.
+
+    Attributes:
+        text: as it is read, with the blanks behind it.
+        kind: "plain"; "right" and "wrong" for guessed words; "added" and "missing" for what differs from another text.
+        told: what is known of it, in words.
+    """
+
+    text: str
+    kind: Literal["plain", "right", "wrong", "added", "missing"] = "plain"
+    told: str = ""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A sentence or a whole text that a view speaks of; shown, and never written anywhere.
+
+    Attributes:
+        pieces: of the text, in order.
+        title: what it is, e.g. "reference".
+        value: a number that belongs to it, or None.
+    """
+
+    pieces: tuple[Piece, ...]
+    title: str = ""
+    value: float | None = None
+
+    @property
+    def text(self) -> str:
+        """All pieces."""
+        return "".join(piece.text for piece in self.pieces).strip()
+
+
+@dataclass(frozen=True)
+class ReportedCase:
+    """A case of a dataset, as a view that compares cases gets it.
+
+    Attributes:
+        id: of the case.
+        volume: its view [1, C, D, H, W].
+        report: its text.
+    """
+
+    id: str
+    volume: Tensor
+    report: str
 
 
 class Encoder(Protocol):
@@ -122,11 +177,13 @@ class Frame:
             whoever keeps them takes a copy.
         text: a sentence on what is seen, with its numbers.
         share: of the work done, 0..1.
+        passages: texts that the pictures speak of, for the viewer alone.
     """
 
     pictures: Sequence[PreviewArray]
     text: str = ""
     share: float = 1.0
+    passages: Sequence[Passage] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +200,8 @@ class ModelView:
         draw: frames of one view [1, C, D, H, W] for a network in evaluation mode, the options and a generator on the
             CPU; called without gradients. The caller may stop between two frames, so long work has many. Keywords give
             what it asks for besides: ``other``, a view [1, C, D, H, W] of another scan, ``teacher``, the snapshot
-            of the run (see `Snapshot`) in evaluation mode, and ``against``, the encoder of another model.
+            of the run (see `Snapshot`) in evaluation mode, ``against``, the encoder of another model, and ``cases``, a
+            list of `ReportedCase`.
         needs: "pretrain" for networks with their pre-training heads, "encoder" for the encoder of any model of the
             method, "finetune" for networks with a task.
         task: name of that task, for "finetune".
@@ -151,6 +209,10 @@ class ModelView:
         other: whether it compares the scan with another one.
         teacher: whether it compares the network with the one that labelled for it.
         against: whether it compares the encoder with that of another model, or with the teacher where none is named.
+        text: what it reads. "report": the report of the scan. "query": words that a user looks for. "findings": names
+            of findings, with a field ``findings`` in place of ``text``. The options' field ``text`` (hidden) receives
+            it; fields ``sentence`` and ``word`` (hidden, from 1) what was clicked in it.
+        cases: whether it compares cases of a dataset, and looks at no scan besides.
     """
 
     name: str
@@ -164,6 +226,8 @@ class ModelView:
     other: bool = False
     teacher: bool = False
     against: bool = False
+    text: Literal["", "report", "query", "findings"] = ""
+    cases: bool = False
 
     def suits(self, kind: str, task: str | None = None) -> bool:
         """Whether a model of a kind ("pretrain", "encoder" or "finetune") and task can be shown this way."""
@@ -201,8 +265,8 @@ class Method:
         build: network with its initial weights for a run (reads `run.method` and `run.data.size`); uses torch's
             global generator, which the caller has seeded.
         training_step: loss of a batch; all its randomness from the generator (on the CPU).
-        preview: pictures of what the network does with one view [1, C, D, H, W]; methods that need text get the case's as
-            the option `report`.
+        preview: pictures of what the network does with one view [1, C, D, H, W]; methods that need text get the
+            case's as the option `report`.
         encoder: the encoder of a built network, sharing its weights.
         build_encoder: the same encoder without the pre-training heads, for fine-tuning.
         family: name of the importer in `weights.families` for the authors' checkpoints.

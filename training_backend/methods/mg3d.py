@@ -14,6 +14,7 @@ from training_backend.data.text import Level, sentences
 from training_backend.errors import ConfigError, DataError
 from training_backend.methods.base import Batch, Card, Encoder, Method, PreviewArray, StepOutput
 from training_backend.methods.mg3d_settings import PRESETS, SIZES
+from training_backend.methods.mg3d_views import VIEWS
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +133,7 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
     found: Mg3d = network  # type: ignore[assignment]
     reports = _read(found, batch, generator)
     hidden = _hidden(found, batch.volume, generator)
-    grid = _grid(batch.volume)
+    grid = token_grid(batch.volume)
     said, tokens = found.read(reports), found.look(batch.volume)
     words = found.words(said, reports, tokens, grid)
     voxels = found.voxels(batch.volume, hidden, found.settings.mask_ratio, said, reports, grid)
@@ -164,7 +165,8 @@ def preview(
     Args:
         network: made by `build`.
         volume: one view [1, C, D, H, W], normalised.
-        options: `report` (without it nothing is drawn), `seed` (default: from `generator`).
+        options: `report` (without it nothing is drawn), `mask_ratio` (default: that of training), `seed` (default:
+            from `generator`).
         generator: on the CPU; not used when `seed` is given.
     """
     import torch
@@ -172,7 +174,7 @@ def preview(
     found: Mg3d = network  # type: ignore[assignment]
     if options.get("seed") is not None:
         generator = torch.Generator().manual_seed(int(options["seed"]))
-    hidden = _hidden(found, volume, generator)
+    hidden = _hidden(found, volume, generator, options.get("mask_ratio"))
     image = volume[0, 0].float().cpu()
     masked = image.masked_fill(hidden.cpu(), 0.0)
     limits = (float(image.min()), max(float(image.max()), float(image.min()) + 1e-6))
@@ -186,7 +188,7 @@ def preview(
         batch = Batch(volume, ["preview"], extra={"texts": [str(options["report"])]})
         with torch.inference_mode():
             reports = _read(found, batch, generator)
-            drawn = found.voxels(volume, hidden, 0.5, found.read(reports), reports, _grid(volume)).drawn[0, 0]
+            drawn = found.voxels(volume, hidden, 0.5, found.read(reports), reports, token_grid(volume)).drawn[0, 0]
         found.train(was_training)
         drawn = drawn.float().cpu()
         error = (drawn - image).abs() * hidden.cpu()
@@ -251,15 +253,17 @@ def _read(network: Mg3d, batch: Batch, generator: torch.Generator) -> Reports:
     return reports.to(batch.volume.device)
 
 
-def _hidden(network: Mg3d, volume: Tensor, generator: torch.Generator) -> Tensor:
+def _hidden(network: Mg3d, volume: Tensor, generator: torch.Generator, ratio: float | None = None) -> Tensor:
     from training_backend.nn.mg3d_encoders import check_size
     from training_backend.nn.mg3d_heads import block_mask
 
     check_size(tuple(volume.shape[2:]))
-    return block_mask(volume.shape[2:], BLOCK, network.settings.mask_ratio, generator).to(volume.device)
+    share = network.settings.mask_ratio if ratio is None else ratio
+    return block_mask(volume.shape[2:], BLOCK, share, generator).to(volume.device)
 
 
-def _grid(volume: Tensor) -> tuple[int, int, int]:
+def token_grid(volume: Tensor) -> tuple[int, int, int]:
+    """Tokens of `volume` [B, C, D, H, W] along (d, h, w)."""
     from training_backend.nn.mg3d_encoders import TOKEN
 
     d, h, w = (side // TOKEN for side in volume.shape[2:])
@@ -315,6 +319,7 @@ METHOD = Method(
     encoder=lambda network: network.vision_encoder,  # type: ignore[arg-type, return-value]
     build_encoder=build_encoder,
     family="mg3d",
+    views=VIEWS,
     needs="text",
     check=check,
     rate=rate,

@@ -167,6 +167,8 @@ SHARED = (CERTAINTY,)
 """Of all methods."""
 
 
-def all_views(method: Method) -> tuple[ModelView, ...]:
-    """What can be shown of networks of a method, whatever their kind."""
-    return (*method.views, *SHARED)
+def all_views(method: Method, task: str | None = None) -> tuple[ModelView, ...]:
+    """What can be shown of networks of a method, whatever their kind, and of those of a task."""
+    from training_backend.config.registry import task as find_task
+
+    return (*method.views, *SHARED, *(find_task(task).views if task else ()))

@@ -229,7 +229,7 @@ class Mg3d(nn.Module):
 
     def look(self, volume: Tensor) -> Tensor:
         """Projected tokens [B, L, E] of `volume` [B, C, D, H, W]."""
-        return self._image(self.vision_encoder.pretrained(volume))
+        return self.image(self.vision_encoder.pretrained(volume))
 
     def words(self, said: Said, reports: Reports, tokens: Tensor, grid: Triple) -> WordPass:
         """First pass: hidden words from the rest and from the tokens [B, L, E] of the whole scan."""
@@ -286,7 +286,7 @@ class Mg3d(nn.Module):
         """
         present = reports.present
         sentences = sentence_means(said.whole.detach(), reports)
-        image = self._image(tokens)
+        image = self.image(tokens)
         own_text = self.uni_global_text_attention(sentences, present)
         y, x, gates = image, sentences, []
         for layer in self.local_img_cross_multihead_attention:
@@ -332,7 +332,8 @@ class Mg3d(nn.Module):
         out: Tensor = self.multi_modal_language_proj(states) + self.modality_type_embeddings.weight[TEXT]
         return out
 
-    def _image(self, tokens: Tensor) -> Tensor:
+    def image(self, tokens: Tensor) -> Tensor:
+        """Projection of tokens [B, L, E] of the image encoder, marked as those of an image."""
         out: Tensor = self.multi_modal_vision_proj(tokens) + self.modality_type_embeddings.weight[IMAGE]
         return out
 

@@ -81,6 +81,10 @@ class Tokeniser:
             self._pieces[text] = (list(found.ids), words)
         return self._pieces[text]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """First letter of each token of a text without marks, and the one behind it."""
+        return [(int(start), int(end)) for start, end in self.backend.encode(text, add_special_tokens=False).offsets]
+
     @property
     def ends(self) -> tuple[list[int], list[int]]:
         """Marks before and after a text."""

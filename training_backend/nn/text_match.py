@@ -128,11 +128,31 @@ class TextMatch(nn.Module):
 
     def presence(self, tokens: Tensor, findings: Sequence[str]) -> Tensor:
         """Probability [B, K] that each finding is there: softmax over the scores of "X." and "not X."."""
-        rows = self.text_rows([text for finding in findings for text in prompts(finding)])
+        return self.preference(tokens, [prompts(finding) for finding in findings])
+
+    def preference(self, tokens: Tensor, pairs: Sequence[tuple[str, str]]) -> Tensor:
+        """Probability [B, K] of the first text of each pair: softmax over the scores of both.
+
+        Args:
+            tokens: [B, L, E].
+            pairs: two texts each.
+        """
+        rows = self.text_rows([text for pair in pairs for text in pair])
         if not len(self.local_img_cross_multihead_attention):
-            return self.scores(tokens, rows).unflatten(1, (len(findings), 2)).softmax(-1)[..., 0]
-        pairs = [self.scores(tokens, rows[2 * index : 2 * index + 2]) for index in range(len(findings))]
-        return torch.stack(pairs, dim=1).softmax(-1)[..., 0]
+            return self.scores(tokens, rows).unflatten(1, (len(pairs), 2)).softmax(-1)[..., 0]
+        scores = [self.scores(tokens, rows[2 * index : 2 * index + 2]) for index in range(len(pairs))]
+        return torch.stack(scores, dim=1).softmax(-1)[..., 0]
+
+    def gates(self, tokens: Tensor, text: str) -> Tensor | None:
+        """How much a text attends to each of `tokens` [B, L, E]: [B, L] within (0, 1), a mean over layers.
+
+        None where there are no gates.
+        """
+        said, found = self.text_rows([text]).expand(len(tokens), -1, -1), []
+        for gate in self.local_img_cross_multihead_attention:
+            tokens, _, said, weights = gate(tokens, said)
+            found.append(weights[:, 0])
+        return torch.stack(found).mean(0) if found else None
 
     def train(self, mode: bool = True) -> TextMatch:
         """As usual, except that what is frozen stays in evaluation mode."""

@@ -12,6 +12,7 @@ from training_backend.data.text import UNKNOWN, Words, readable, vocabulary, wor
 from training_backend.methods.base import Batch, StepOutput
 from training_backend.tasks.base import CaseResult, Progress, Task, Told
 from training_backend.tasks.text_match import VOLUMES
+from training_backend.tasks.text_views import WRITTEN
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -290,4 +291,5 @@ TASK = Task(
     told=told,
     contained=contained,
     check=check,
+    views=(WRITTEN,),
 )

@@ -11,6 +11,7 @@ from training_backend.config import ui
 from training_backend.methods.base import Batch, StepOutput
 from training_backend.tasks.base import CaseResult, Progress, Task, Told
 from training_backend.tasks.text_match import CXR_BERT, VOLUMES, MatchConfig, build_match, contained, layer_id
+from training_backend.tasks.text_views import FINDINGS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -187,4 +188,5 @@ TASK = Task(
     truth=truth,
     told=told,
     contained=contained,  # type: ignore[arg-type]
+    views=(FINDINGS,),
 )
