@@ -30,7 +30,6 @@ WORDS = 90
 DRAWN = 4000
 """Cases of a buffer that the map shows besides the members."""
 COLOURS = ("red", "green", "blue")
-_LAYER_COLOURS = {"red": "red", "green": "green", "blue": "blue"}
 
 
 @dataclass(frozen=True)
@@ -107,24 +106,18 @@ def member_layers(buffer: Buffer, case: str) -> list[_layers.LayerData]:
     if buffer.kind == "text":
         raise DataError(f"{case} is a report; there is no scan to open.")
     stored = open_case(dataset, dataset.records[case])
-    layers = []
-    for number, contrast in enumerate(stored.contrasts):
-        statistics = stored.statistics[number]
+    volumes = []
+    for number, (contrast, statistics) in enumerate(zip(stored.contrasts, stored.statistics, strict=True)):
         array = stored.read_image(channels=(number,))[0]
         if statistics.scale != 1:
             array = array.astype(np.float32) * statistics.scale
         modality = "CT" if statistics.ct else dataset.info.modality
         name = case if stored.channels == 1 else f"{case} · {contrast}"
-        volume = Volume(array, stored.geometry, modality, name, {"contrast": contrast})
-        data, options, kind = _layers.volume_layer(volume, name=name)
-        if set(stored.contrasts) == set(COLOURS):
-            options |= {"colormap": _LAYER_COLOURS[contrast], "blending": "additive", "contrast_limits": (0, 255)}
-            if statistics.largest:
-                options["contrast_limits"] = (0, statistics.largest)
-        else:
-            options["visible"] = number == 0
-        layers.append((data, options, kind))
-    return layers
+        meta: dict[str, Any] = {"kind": "image", **({} if stored.channels == 1 else {"contrast": contrast})}
+        if statistics.largest is not None:
+            meta |= {"format": "picture", "largest": statistics.largest}
+        volumes.append(Volume(array, stored.geometry, modality, name, meta))
+    return _layers.layers_of_volumes(volumes)
 
 
 def report_of(buffer: Buffer, case: str) -> str:

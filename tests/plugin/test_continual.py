@@ -178,6 +178,17 @@ def test_colours_of_a_member_add_up_and_nothing_is_mirrored(tmp_path: Path) -> N
         member_layers(made, "c")
 
 
+def test_a_grey_picture_opens_grey(tmp_path: Path) -> None:
+    ingest(write_modality(tmp_path / "source", "2D_xray", 2, size=32), tmp_path / "data", IngestConfig(workers=0))
+    dataset = Dataset.open(tmp_path / "data")
+    cases = dataset.cases()
+    features = np.zeros((2, 4), np.float32)
+    chosen = rehearsal.choose(features, "random", 1.0)
+    made = rehearsal.make("2D_xray", "2d", dataset, {}, cases, chosen, policy="random", ratio=1.0, seed=0)
+    ((data, options, _),) = member_layers(made, cases[0].id)
+    assert (data.shape, options.get("colormap", "gray"), options["name"]) == ((1, 32, 32), "gray", cases[0].id)
+
+
 def test_the_map_of_features_marks_members_and_opens_them(state: State, plan_folder: Path, qtbot: Any) -> None:
     buffers = buffers_of(plan_folder)
     found = feature_map(buffers)
