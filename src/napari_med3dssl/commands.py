@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from training_backend.config import RunConfig
 from training_backend.config.plan import StageConfig
-from training_backend.config.presets import PRESETS, finetune_config, pretrain_config
+from training_backend.config.presets import KEPT, PRESETS, backbone_config, pretrain_config
 from training_backend.config.recipes import recipe_config
 from training_backend.data.fits import contrasts_of
 from training_backend.errors import ConfigError
@@ -29,8 +30,9 @@ def training_command(config: RunConfig, output: Path | str) -> str:
         words += ["--preset", preset]
     words += ["--data", str(config.data.dataset), "--output", str(output)]
     base = dict(_leaves(preset_config(config, preset).model_dump(mode="json")))
+    unsure = tuple(() if _backbone(config) is not None else ("method.", *(f"data.{name}" for name in KEPT)))
     for path, value in _leaves(config.model_dump(mode="json")):
-        if path not in CHOSEN and value != base.get(path):
+        if path not in CHOSEN and (path.startswith(unsure) or value != base.get(path)):
             words += [f"--{path.replace('_', '-')}", *_texts(value)]
     return shlex.join(words)
 
@@ -50,18 +52,66 @@ def stage_command(stage: StageConfig, source: str, output: Path | str) -> str:
     return shlex.join(words)
 
 
+def shown_command(op: str, source: str, asked: Mapping[str, Any], scan: str, other: str = "") -> str:
+    """``med3dssl view ...`` or ``reconstruct ...`` that writes what Explore shows; empty where there is no command.
+
+    Args:
+        op: of the model process.
+        source: of the model.
+        asked: parameters of the operation.
+        scan: file of the scan.
+        other: file of the second scan, for views that compare two.
+    """
+    if op == "reconstruct":
+        words = ["med3dssl", "reconstruct", "--run", source, "--input", scan, "--output", "reconstruction"]
+        return shlex.join([*words, "--mask-ratio", f"{asked['mask_ratio']:g}", "--seed", str(asked["seed"])])
+    if op != "view":
+        return ""
+    name = str(asked["name"])
+    words = ["med3dssl", "view", "--run", source, "--input", scan, "--name", name, "--output", name]
+    settings = [
+        f"{key}={json.dumps(value)}" for key, value in dict(asked.get("options") or {}).items() if key != "point"
+    ]
+    words += ["--set", *settings] if settings else []
+    for key in ("point", "centre", "other_centre"):
+        place = asked.get(key)
+        words += [f"--{key.replace('_', '-')}", *(str(round(n)) for n in place)] if place is not None else []
+    words += ["--other", other] if other else []
+    words += ["--against", str(asked["against"])] if asked.get("against") else []
+    words += ["--dataset", str(asked["dataset"])] if asked.get("dataset") else []
+    return shlex.join(words + (["--cases", *asked["cases"]] if asked.get("cases") else []))
+
+
 def preset_config(config: RunConfig, preset: str) -> RunConfig:
-    """Configuration of `preset` for the method, task and dataset of `config`, or that of its recipe without weights."""
+    """What the command line starts from: a preset or a recipe, over what is known of the weights; without weights."""
+    data, backbone = config.data.dataset, _backbone(config) or {}
     try:
         if config.recipe:
-            contrasts = contrasts_of(config.data.dataset)
-            base = recipe_config(config.recipe, config.data.dataset, weights=config.weights, contrasts=contrasts)
+            own = backbone.get("method") if backbone.get("method", {}).get("name") == config.method.name else None
+            contrasts = contrasts_of(data)
+            base = recipe_config(config.recipe, data, weights=config.weights, contrasts=contrasts, backbone=own)
             return base.updated({"weights": ""})
         if config.task is not None:
-            return finetune_config(config.task.name, preset, config.data.dataset, config.method.name)
-        return pretrain_config(config.method.name, preset, config.data.dataset)
+            same = backbone.get("method", {}).get("name") == config.method.name
+            own = backbone if same else {"method": {"name": config.method.name}}
+            return backbone_config(config.task.name, preset, data, own)
+        return pretrain_config(config.method.name, preset, data)
     except ConfigError:
         return config
+
+
+def _backbone(config: RunConfig) -> dict[str, dict[str, Any]] | None:
+    """Settings "method" and "data" of the run that a fine-tuning run starts from, empty without weights.
+
+    None for other weights, into which the viewer does not look: then nothing that they may decide is left to them.
+    """
+    if config.task is None or not config.weights:
+        return {}
+    try:
+        found = RunConfig.load(Path(config.weights) / "config.yaml")
+    except ConfigError:
+        return None
+    return {"method": found.method.model_dump(), "data": found.data.model_dump()}
 
 
 def _leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

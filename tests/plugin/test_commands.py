@@ -14,6 +14,7 @@ from training_backend.config import RunConfig
 from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.config.recipes import recipe_config
 from training_backend.data import fits
+from training_backend.engine.rundir import RunDirectory
 from training_backend.settings import parse_training
 
 CHANGES = {
@@ -38,8 +39,16 @@ CHANGES = {
     ],
     ids=["preset", "changed", "method", "finetune", "classes", "multiclass", "recipe", "recipe from scratch"],
 )
-def test_the_command_line_parses_back_to_the_same_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_parses_back_to_the_same_run(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seen: dict[str, Any] = {}
+    if config.weights:  # of a run whose own settings are others, which the command must not fall back to
+        changes = {"method": {"depth": 3}, "data": {"size": (16, 32, 32), "view": "volume"}}
+        before = pretrain_config(
+            config.method.name, "tiny", Path("d"), changes if config.method.name == "mae3d" else {}
+        )
+        config = config.updated({"weights": str(RunDirectory.create(tmp_path / "a b", before).path)})
     monkeypatch.setattr(fits, "check_fit", lambda recipe, folder: None)  # the folders of these runs are not there
     monkeypatch.setattr(watch, "train", lambda run, output, detach=False: seen.update(run=run, output=output))
     program, kind, *arguments = shlex.split(training_command(config, "runs/new one"))
@@ -52,3 +61,10 @@ def test_the_command_line_parses_back_to_the_same_run(config: RunConfig, monkeyp
 def test_only_differences_from_the_preset_become_flags() -> None:
     config = pretrain_config("mae3d", "tiny", Path("d"), {"optim": {"lr": 0.5}})
     assert training_command(config, "o").endswith("--preset tiny --data d --output o --optim.lr 0.5")
+
+
+def test_what_weights_of_another_kind_may_decide_is_always_said(tmp_path: Path) -> None:
+    config = finetune_config("segmentation", "tiny", Path("d"), changes={"weights": str(tmp_path / "authors.pt")})
+    words = shlex.split(training_command(config, "o"))
+    assert "--method.depth" in words
+    assert "--data.intensity.profile" in words
