@@ -72,7 +72,8 @@ def _classes(recipe: Recipe, dataset: Dataset, cases: list[CaseRecord]) -> list[
     if recipe.task in ("report_generation", "retrieval"):
         written = any(case.report for case in cases)
         return [] if written else [Misfit("error", f"The recipe is for {recipe.task}, but no case has a report.")]
-    if recipe.task == "vocabulary":
+    kind = recipe.run.get("task", {}).get("kind", "")
+    if recipe.task == "vocabulary" or kind == "multilabel":
         return _findings(names, cases)
     if recipe.task in ("segmentation", "registration"):
         values = {int(value) for case in cases for value in case.store.get("label", {}).get("values", {})}

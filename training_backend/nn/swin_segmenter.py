@@ -36,8 +36,8 @@ class SwinSegmenter(PyramidDecoder):
     def __init__(self, encoder: Encoder, classes: int, *, freeze: bool = False) -> None:
         if not isinstance(encoder, SwinUnetr):
             raise ConfigError(
-                f"The decoder swinunetr belongs to VoCo's encoder, not to {type(encoder).__name__}.",
-                "Set task.decoder to lean, or choose method voco.",
+                f"The decoder swinunetr belongs to VoCo's encoder and MG-3D's swin, not to {type(encoder).__name__}.",
+                "Set task.decoder to lean, or choose method voco or mg3d.",
             )
         f = encoder.feature_size
         super().__init__([f, f, 2 * f, 4 * f, 8 * f, 16 * f])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -30,8 +30,8 @@ class SegmentationConfig(TaskConfig):
     """Names by label value, background first; empty takes the class table of the dataset."""
     decoder: Literal["lean", "unetr", "swinunetr"] = "lean"
     """lean: a light U-Net that receives the encoder's features. unetr: the decoder of UNETR as published, for
-    encoders that give tokens. swinunetr: that of SwinUNETR as published, for VoCo's encoder; weights with a decoder
-    start it too."""
+    encoders that give tokens. swinunetr: that of SwinUNETR as published, for the transformers of VoCo and MG-3D;
+    VoCo's weights with a decoder start it too."""
     channels: tuple[int, ...] = Field((16, 32, 64, 128), json_schema_extra=ui(advanced=True))
     """Lean decoder: channels of the convolutional levels, fine to coarse."""
     stem_stride: Literal[1, 2] = Field(1, json_schema_extra=ui(advanced=True))
@@ -265,9 +265,9 @@ def build(config: RunConfig, encoder: Encoder) -> nn.Module:
             encoder, classes, feature_size=task.feature_size, freeze=task.freeze == "encoder"
         )
     elif task.decoder == "swinunetr":
-        from training_backend.nn.swin_segmenter import SwinSegmenter
+        from training_backend.nn.swin_vision_segmenter import swin_decoder
 
-        network = SwinSegmenter(encoder, classes, freeze=task.freeze == "encoder")
+        network = swin_decoder(encoder, classes, freeze=task.freeze == "encoder")
     else:
         from training_backend.nn.unetr import Unetr
 
@@ -284,7 +284,10 @@ def build(config: RunConfig, encoder: Encoder) -> nn.Module:
 
 
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
-    """Dice plus cross-entropy; coarser outputs count half as much per level. Voxels outside the scan do not count."""
+    """Dice plus cross-entropy; coarser outputs count half as much per level.
+
+    Voxels outside the scan do not count, nor classes that nobody looked for in a case (`CaseRecord.annotated`).
+    """
     from training_backend.errors import DataError
     from training_backend.nn.dice import UNLABELLED
 
@@ -292,7 +295,8 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
         raise DataError(f"Segmentation needs labels, but {', '.join(batch.case_ids)} have none.", "Leave them out.")
     labels = batch.labels if batch.padding is None else batch.labels.masked_fill(batch.padding, UNLABELLED)
     outputs = network(batch.volume)
-    pairs = [_terms(network, logits, _at_size(labels, logits.shape[2:])) for logits in outputs]
+    looked_for = batch.extra.get("annotated")
+    pairs = [_terms(network, logits, _at_size(labels, logits.shape[2:]), looked_for) for logits in outputs]
     dice, entropy = pairs[0]
     total, weight = dice + entropy, 1.0
     for level, (coarse_dice, coarse_entropy) in enumerate(pairs[1:], start=1):
@@ -301,15 +305,19 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
     return StepOutput(loss=total / weight, scalars={"dice_loss": dice.detach(), "cross_entropy": entropy.detach()})
 
 
-def _terms(network: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The two terms of the task's loss."""
-    from training_backend.nn.dice import dice_ce
+def _terms(
+    network: nn.Module, logits: Tensor, labels: Tensor, looked_for: Sequence[Sequence[int] | None] | None
+) -> tuple[Tensor, Tensor]:
+    """The two terms of the task's loss; `looked_for` are the classes that were annotated in each sample."""
+    from training_backend.nn.dice import annotated_classes, dice_ce
     from training_backend.nn.medcoss_downstream import dice_bce, set_targets
 
     task: SegmentationConfig = network.task  # type: ignore[assignment]
     if task.loss == "dice_bce":
-        return dice_bce(logits, set_targets(labels, network.sets))  # type: ignore[arg-type]
-    return dice_ce(logits, labels, **LOSSES[task.loss])
+        return dice_bce(logits, set_targets(labels, network.sets, looked_for))  # type: ignore[arg-type]
+    annotated = annotated_classes(looked_for, logits.shape[1])
+    annotated = None if annotated is None else annotated.to(logits.device)
+    return dice_ce(logits, labels, annotated=annotated, **LOSSES[task.loss])
 
 
 def predict(network: nn.Module, config: RunConfig, volume: Tensor, progress: Progress | None = None) -> Tensor:
@@ -392,15 +400,28 @@ def evaluate(config: RunConfig, results: Sequence[CaseResult]) -> dict[str, floa
     from training_backend.evaluate.segmentation_metrics import bootstrap_mean, dice_per_class, dice_per_region
 
     names = class_names(config)
-    cases = [dice_per_class(r.prediction, r.truth, range(1, len(names))) for r in results]
+    cases = [_known(dice_per_class(r.prediction, r.truth, range(1, len(names))), r) for r in results]
     means = {name: bootstrap_mean([c[index] for c in cases], draws=1).mean for index, name in enumerate(names) if index}
     found = {"dice": _mean(means.values())}
     if regions := read_regions(settings(config).regions, names):
-        shares = [dice_per_region(r.prediction, r.truth, regions) for r in results]
+        shares = [_known(dice_per_region(r.prediction, r.truth, regions), r, regions) for r in results]
         unions = {name: bootstrap_mean([share[name] for share in shares], draws=1).mean for name in regions}
         means, found["regions"] = {**means, **unions}, _mean(unions.values())
     score = {"score": found.get("regions", found["dice"])}
     return {**score, **found, **{f"dice_{n}": v for n, v in means.items() if not math.isnan(v)}}
+
+
+def _known(scores: dict[Any, float], result: CaseResult, members: Mapping[Any, Collection[int]] | None = None) -> Any:
+    """Scores by class or region, NaN for those that were not looked for; `members` are the classes of regions."""
+    import math
+
+    if result.annotated is None:
+        return scores
+    looked_for = set(result.annotated)
+    return {
+        name: score if looked_for.issuperset(members[name] if members else (name,)) else math.nan
+        for name, score in scores.items()
+    }
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -1,4 +1,4 @@
-"""Classes of texts, such as the part that a sentence plays in an abstract; no scan is looked at."""
+"""Classes of texts: the part that a sentence plays in an abstract, findings of a report; no scan is looked at."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pydantic import Field
 
 from training_backend.config import ui
+from training_backend.config.text import TextConfig
+from training_backend.data.text import Level
 from training_backend.methods.base import Batch, StepOutput
 from training_backend.tasks.base import Progress, Task
 from training_backend.tasks.classification import (
     AnswersConfig,
-    answers,
     check_targets,
     classification_loss,
     evaluate,
@@ -39,6 +40,18 @@ class TextClassificationConfig(AnswersConfig):
     """binary: one yes or no. multilabel: several, independent. multiclass: exactly one of several classes."""
     classes: int = Field(2, ge=1)
     """Outputs: 1 for binary, the number of labels for multilabel, of classes for multiclass."""
+    reader: Literal["encoder", "text", "phrases"] = "encoder"
+    """What reads a text. encoder: that of the method, which must be medcoss. text: a text model (`text`), whatever the
+    method. phrases: runs of one and two words, where one sentence that says so is enough for a class; learns from a few
+    hundred reports, and knows nothing else."""
+    text: TextConfig = Field(TextConfig(longest=512), json_schema_extra=ui(advanced=True))
+    """With the reader text: which one."""
+    level: Level = Field("sentence", json_schema_extra=ui(advanced=True))
+    """With phrases: what counts as a sentence."""
+    least_count: int = Field(3, ge=1, json_schema_extra=ui(advanced=True))
+    """With phrases: those that fewer training texts have are not learnt, which keeps names out too."""
+    phrases: tuple[str, ...] = Field((), json_schema_extra=ui(hidden=True))
+    """Known phrases; taken from the training texts when empty, and kept with the model."""
 
 
 _TEXTS: Mapping[str, Any] = {"view": "text", "size": (1, 1, 1), "augment": {"flip": (0.0, 0.0, 0.0)}}
@@ -69,21 +82,50 @@ def build(run: RunConfig, encoder: Encoder) -> nn.Module:
         ConfigError: the encoder reads no texts, or there are no words to be known.
     """
     from training_backend.errors import ConfigError
+
+    config = _config(run)
+    if run.data.view != "text":
+        raise ConfigError(f"Texts are classified, but data.view is {run.data.view}.", "Set data.view to text.")
+    network = _sentence_head(run, encoder) if config.reader == "encoder" else _reader(run, encoder)
+    network.task = config  # type: ignore[assignment]
+    return network
+
+
+def _sentence_head(run: RunConfig, encoder: Encoder) -> nn.Module:
+    from training_backend.errors import ConfigError
     from training_backend.methods.medcoss import words_of
     from training_backend.nn.medcoss_downstream import SentenceHead
 
-    config = answers(run)
-    if run.data.view != "text":
-        raise ConfigError(f"Texts are classified, but data.view is {run.data.view}.", "Set data.view to text.")
     if "text" not in getattr(encoder, "encodes", ()):
         raise ConfigError(
             f"Texts are classified, but the encoder of method {run.method.name} reads none.",
-            "Choose the method medcoss.",
+            "Choose the method medcoss, or set task.reader to text or phrases.",
         )
-    network = SentenceHead(cast("Any", encoder), config.classes, config.freeze_encoder)
-    network.task = config  # type: ignore[assignment]
+    network = SentenceHead(cast("Any", encoder), _config(run).classes, _config(run).freeze_encoder)
     network.words = words_of(run)  # type: ignore[assignment]
     return network
+
+
+def _reader(run: RunConfig, encoder: Encoder) -> nn.Module:
+    from training_backend.data.reports import training_reports
+    from training_backend.errors import DataError
+    from training_backend.nn.text_encoder import text_model
+    from training_backend.nn.text_readers import ModelReader, PhraseReader, known_phrases
+
+    config = _config(run)
+    if config.reader == "text":
+        ready = bool(config.text.source or config.text.architecture)
+        text, tokeniser = text_model(config.text, () if ready else training_reports(run))
+        return ModelReader(
+            encoder, text, tokeniser, config.classes, freeze=config.text.freeze and bool(config.text.source)
+        )
+    phrases = config.phrases or known_phrases(training_reports(run), config.least_count, config.level)
+    if not phrases:
+        raise DataError(
+            f"No phrase is in {config.least_count} training texts, so there is nothing to learn.",
+            "Add texts to the dataset, or lower task.least_count.",
+        )
+    return PhraseReader(encoder, phrases, config.classes, config.level)
 
 
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
@@ -93,7 +135,7 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
     config: AnswersConfig = network.task  # type: ignore[assignment]
     if batch.target is None:
         raise DataError("Classification needs a target for each text, but some have none.", "Add a Label column.")
-    logits = _logits(cast("SentenceHead", network), batch.extra["texts"])
+    logits = _logits(network, batch.extra["texts"])
     return StepOutput(loss=classification_loss(logits, soft_target(batch.target, config), config))
 
 
@@ -111,25 +153,42 @@ def predict_texts(network: nn.Module, run: RunConfig, texts: Sequence[str]) -> T
     """
     import torch
 
-    reader = cast("SentenceHead", network)
-    alone = reader.encoder.settings.text_mask == "compatible"
+    encoder = cast("SentenceHead", network).encoder
+    alone = _config(run).reader == "encoder" and encoder.settings.text_mask == "compatible"
     parts = [[text] for text in texts] if alone else [list(texts)]
     with torch.inference_mode():
-        logits = torch.cat([_logits(reader, part) for part in parts]).float()
+        logits = torch.cat([_logits(network, part) for part in parts]).float()
     return probabilities(run, logits)
 
 
 def contained(network: nn.Module, run: RunConfig) -> RunConfig:
-    """`run` with the tokenizer, so that the weights are all that is needed."""
+    """`run` with the tokenizer or the known phrases, so that the weights are all that is needed."""
     from training_backend.methods import medcoss
 
+    reader: Any = network
+    if _config(run).reader == "phrases":
+        return run.updated({"task": {"phrases": reader.phrases}})
+    if _config(run).reader == "text":
+        from training_backend.nn.text_encoder import architecture
+
+        text = {"architecture": architecture(reader.text_transformer), "tokeniser": reader.tokeniser.to_json()}
+        return run.updated({"task": {"text": text}})
     return medcoss.contained(network, run)
 
 
-def _logits(network: SentenceHead, texts: Sequence[str]) -> Tensor:
-    words: Words = network.words  # type: ignore[assignment]
-    logits: Tensor = network(*words.rows(texts, next(network.parameters()).device))
+def _logits(network: nn.Module, texts: Sequence[str]) -> Tensor:
+    reader: Any = network
+    if reader.task.reader != "encoder":
+        found: Tensor = reader.logits(texts)
+        return found
+    words: Words = reader.words
+    logits: Tensor = reader(*words.rows(texts, next(network.parameters()).device))
     return logits
+
+
+def _config(run: RunConfig) -> TextClassificationConfig:
+    assert isinstance(run.task, TextClassificationConfig)
+    return run.task
 
 
 TASK = Task(

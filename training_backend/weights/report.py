@@ -50,8 +50,8 @@ class ImportReport:
 
     @property
     def share(self) -> float:
-        """Part of the encoder's tensors that were found, 0 to 1."""
-        return self.encoder_matched / self.encoder if self.encoder else 0.0
+        """Part of the encoder's tensors that were found, 0 to 1; 1 for a network without one that others fit."""
+        return self.encoder_matched / self.encoder if self.encoder else float(bool(self.matched))
 
     def checked(self, essential: tuple[str, ...] = (), reason: str = "") -> ImportReport:
         """This report, or a `WeightsError` if too little of the encoder, or nothing of an essential part, was found.
