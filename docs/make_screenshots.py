@@ -5,7 +5,8 @@ Makes generated patients, trains a tiny model on them (a few minutes on a CPU), 
     xvfb-run -a -s "-screen 0 1280x800x24 +extension GLX" python docs/make_screenshots.py [--output docs/images]
 
 A home folder with finished runs (``--home``) is used again, so that a second call takes a minute. ``--views RUN
---scan FILE`` photographs only what one model shows of one scan, ``--plan`` only continual learning.
+--scan FILE`` photographs only what one model shows of one scan, ``--plan`` only continual learning, ``--learn`` only
+what corrects and trains on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from screenshots_continual import photograph_plan, train_plan
+from screenshots_learn import photograph_learn, train_half
 
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget
@@ -48,6 +50,7 @@ def main() -> int:
     parser.add_argument("--views", type=Path, help="photograph the views of this run only")
     parser.add_argument("--scan", type=Path, help="scan for --views; a generated patient when missing")
     parser.add_argument("--plan", action="store_true", help="photograph continual learning only")
+    parser.add_argument("--learn", action="store_true", help="photograph the correction of masks only")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with tempfile.TemporaryDirectory() as temporary:
@@ -65,6 +68,10 @@ def main() -> int:
             os.environ["MED3DSSL_RUNS"] = str(home / "runs")
             photograph_plan(photographer, train_plan(home))
             return 0
+        if arguments.learn:
+            os.environ["MED3DSSL_RUNS"] = str(home / "runs")
+            photograph_learn(photographer, *train_half(home))
+            return 0
         photographer.empty(home / "empty" / "runs")
         os.environ["MED3DSSL_RUNS"] = str(home / "runs")
         dataset, pretrained, finetuned, sequence, positions, labelled = train(home)
@@ -78,6 +85,7 @@ def main() -> int:
             photographer.region(dataset)
         photographer.errors(home, dataset, pretrained)
         photograph_plan(photographer, train_plan(home))
+        photograph_learn(photographer, *train_half(home))
     log.info("%d pictures in %s", len(photographer.written), arguments.output)
     return 0
 

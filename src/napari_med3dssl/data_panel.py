@@ -257,7 +257,7 @@ class DataPanel(QWidget):
             return
         self._start(
             f"Reading {case.id}…",
-            lambda progress: _case_layers(case, root, self._classes()),
+            lambda progress: layers_of_case(case, root, self._classes()),
             lambda layers: replace_layers(self.state.viewer, layers),
         )
 
@@ -330,9 +330,19 @@ class DataPanel(QWidget):
         if folder is not None:
             try:
                 self.dataset, self.described = Dataset.open(folder), None
+                self._before = [one for one in self._before if not isinstance(one, dict) or self._as_on_disk(one)]
             except Med3dError as error:
                 self.notice.say("error", str(error))
         self._refresh()
+
+    def _as_on_disk(self, cases: dict[str, CaseRecord]) -> bool:
+        """Whether the dataset has the same accepted masks as these records, so that writing them loses none."""
+        from training_backend.data.dataset import Dataset
+
+        if self.dataset is None:
+            return False
+        now = Dataset.open(self.dataset.folder).records
+        return all(id in now and now[id].accepted == case.accepted for id, case in cases.items())
 
     def _use_dataset(self, folder: Path) -> None:
         self.described = None
@@ -414,6 +424,10 @@ class DataPanel(QWidget):
     def _write(self, cases: dict[str, CaseRecord]) -> bool:
         """Replace cases of the dataset on disk; a change that is refused leaves everything as it was."""
         if self.dataset is None:
+            return False
+        if not self._as_on_disk(self.dataset.records):
+            self._on_dataset_changed(self.dataset.folder)
+            self.notice.say("warning", "Masks were accepted meanwhile; the dataset was read again. Repeat the change.")
             return False
         before = dict(self.dataset.records)
         self.dataset.records.update(cases)
@@ -506,7 +520,7 @@ class DataPanel(QWidget):
         return source.info.classes if source is not None else ()
 
 
-def _case_layers(case: CaseRecord, root: Path, classes: Any) -> list[_layers.LayerData]:
+def layers_of_case(case: CaseRecord, root: Path, classes: Any) -> list[_layers.LayerData]:
     """Layers of a case from its source files."""
     from training_backend.data.read import read_classes, read_volume
 

@@ -91,7 +91,7 @@ class LaunchBox(QWidget):
         self.start_button.setEnabled(False)
         _work.start(
             self,
-            _launch,
+            launched,
             config,
             self.name.text().strip(),
             queue,
@@ -189,7 +189,8 @@ class LaunchBox(QWidget):
         self.notice.say("error", sentence)
 
 
-def _launch(config: RunConfig, name: str, queue: bool) -> Path:
+def launched(config: RunConfig, name: str, queue: bool) -> Path:
+    """Make a run directory and start the run, or let it wait for its device."""
     from training_backend.jobs.launcher import launch
     from training_backend.jobs.queue import enqueue
     from training_backend.jobs.registry import new_run

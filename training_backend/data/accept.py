@@ -256,6 +256,10 @@ def _on_grid(mask: Volume, native: Geometry, notes: list[str]) -> Array:
             "Renumber it, or say what each value stands for.",
         )
     array = mask.array.astype(np.uint8)
+    if not _class_voxels(array) and high == IGNORED:
+        raise DataError(
+            f"The mask {mask.name} holds background and unlabelled voxels only.", "Label a voxel of a class too."
+        )
     if not mask.geometry.same_grid(native):
         array = resample(array, mask.geometry, native, nearest=True, fill=IGNORED)
         notes.append("The mask was put on the grid of the scan.")
@@ -263,10 +267,6 @@ def _on_grid(mask: Volume, native: Geometry, notes: list[str]) -> Array:
         raise GeometryError(
             f"The mask {mask.name} and the scan of the case do not overlap.",
             "Choose the case that the mask was drawn on, or give the layer the geometry of its scan.",
-        )
-    if not _class_voxels(array) and bool((array == IGNORED).any()):
-        raise DataError(
-            f"The mask {mask.name} holds background and unlabelled voxels only.", "Label a voxel of a class too."
         )
     return array
 
