@@ -55,3 +55,10 @@ def theme_colours(viewer: Any) -> dict[str, str]:
     theme = get_theme(str(viewer.theme))
     names = ("background", "foreground", "primary", "secondary", "highlight", "text", "warning", "error", "current")
     return {name: getattr(theme, name).as_hex(format="long") for name in names}
+
+
+def texts_on_canvas(viewer: Any) -> list[Any]:
+    """What has a font size and is drawn on the canvas now: the scale bar, and texts of our own."""
+    overlays = viewer.canvas.overlays if hasattr(viewer, "canvas") else {}
+    ours = [overlays[key] for key in list(overlays) if key == "scale_bar" or key.startswith("med3dssl_")]
+    return [overlay for overlay in ours if overlay.visible]

@@ -65,21 +65,8 @@ class PictureLayers:
     def to_grid(self, on: bool = True) -> None:
         """Show the four pictures side by side, hiding all other layers, or put everything back as it was."""
         four = self._in_grid()
-        grid = _compat.grid(self._viewer)
         if on and four:
-            if not grid.enabled:
-                ours = set(self._layers.values())
-                _hidden[self._viewer] = [one for one in self._viewer.layers if one.visible and one not in ours]
-            for layer in self._viewer.layers:
-                layer.visible = layer in four
-                if layer not in four:
-                    _compat.show_name(layer, False)
-            for layer in four:
-                _compat.show_name(layer)
-                layer.opacity = 1.0  # there is nothing below it
-            grid.shape, grid.stride = (2, 2), 1
-            grid.enabled = True
-            self._viewer.fit_to_view(layers=four)
+            enter_grid(self._viewer, four, self._layers.values())
         elif not on:
             leave_grid(self._viewer, four)
 
@@ -111,6 +98,31 @@ class PictureLayers:
             self._viewer.layers.remove(layer)
         self._layers[picture["name"]] = add(self._viewer, made)
         return self._layers[picture["name"]]
+
+
+def enter_grid(viewer: Any, layers: Sequence[Any], ours: Collection[Any] = (), stride: int = 1) -> None:
+    """Show layers side by side, two by two, hiding all others.
+
+    Args:
+        viewer: the viewer.
+        layers: those that are shown.
+        ours: layers that are not shown again when the grid ends, because they are results.
+        stride: of napari's grid: layers in a cell, negative to count from the end of the list.
+    """
+    grid = _compat.grid(viewer)
+    if not grid.enabled:
+        _hidden[viewer] = [one for one in viewer.layers if one.visible and one not in ours]
+    for layer in viewer.layers:
+        layer.visible = layer in layers
+        if layer not in layers:
+            _compat.show_name(layer, False)
+    for layer in layers:
+        _compat.show_name(layer)
+        if abs(stride) == 1:
+            layer.opacity = 1.0  # there is nothing below it
+    grid.shape, grid.stride = (2, 2), stride
+    grid.enabled = True
+    viewer.fit_to_view(layers=list(layers))
 
 
 def leave_grid(viewer: Any, layers: Sequence[Any]) -> None:

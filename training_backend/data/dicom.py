@@ -17,7 +17,7 @@ from training_backend.data.slices import Stack, depths, stack
 from training_backend.data.volume import Array, Geometry, Volume
 from training_backend.errors import DataError
 
-__all__ = ["Series", "list_series", "probe", "read"]
+__all__ = ["Series", "grid_and_files", "list_series", "probe", "read"]
 
 _SAME_PLACE_MM = 0.01
 
@@ -65,6 +65,23 @@ def read(path: Path | str, series: str = "") -> list[Volume]:
         title = " ".join(part for part in (one.modality, f"series {one.number or one.id}", contrast) if part)
         volumes.append(Volume(array, geometry, one.modality, title, meta))
     return volumes
+
+
+def grid_and_files(path: Path | str, series: str = "") -> tuple[Geometry, list[tuple[int, Path]]]:
+    """Grid that `read` puts a series on; of each slice its place along the last source axis, and its file, in order.
+
+    Raises:
+        DataError: positions repeat, or several slices are in one file.
+    """
+    one, _ = _choose(Path(path), series)
+    contrasts, _ = _contrasts(one)
+    if len(contrasts) > 1:
+        raise DataError(f"Series {one.id} has {len(contrasts)} slices at each place.", "Export one contrast alone.")
+    frames = contrasts[0][1]
+    if any(frame.index is not None for frame in frames):
+        raise DataError(f"{frames[0].path.name} holds several slices.", "One file per slice is needed.")
+    geometry, place = _placed(one, frames, Path(path))
+    return geometry, [(int(slot), frame.path) for slot, frame in zip(place.slots, frames, strict=True)]
 
 
 def _choose(path: Path, wanted: str) -> tuple[Series, list[str]]:
