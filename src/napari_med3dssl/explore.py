@@ -20,6 +20,7 @@ from napari_med3dssl._layers import facts_of, volume_of
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, Page, button, button_row, combo, wrapping
 from napari_med3dssl.explore_compare import CompareSection
+from napari_med3dssl.explore_learn import LearnSection
 from napari_med3dssl.explore_maths import TokenIndex
 from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.explore_sections import AttentionSection, EmbeddingSection, MaskingSection, SimilaritySection
@@ -238,6 +239,7 @@ class ExplorePanel(QWidget):
         self.similarity = SimilaritySection(self)
         self.strokes = StrokesSection(self)
         self.comparison = CompareSection(self)
+        self.learning = LearnSection(self)
         self.embedding = EmbeddingSection(self)
         self.masking = MaskingSection(self)
         self.attention = AttentionSection(self)
@@ -246,7 +248,8 @@ class ExplorePanel(QWidget):
         page.column.addWidget(button_row(self.compute_button, self.load_button, self.cancel_button))
         for widget in (self.progress, self.notice, self.summary):
             page.column.addWidget(widget)
-        for section in (self.similarity, self.strokes, self.comparison, self.embedding, self.masking, self.attention):
+        first = (self.similarity, self.strokes, self.comparison, self.learning)
+        for section in (*first, self.embedding, self.masking, self.attention):
             page.column.addWidget(section)
         self._column = QVBoxLayout()
         page.column.addLayout(self._column)
