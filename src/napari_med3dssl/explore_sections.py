@@ -291,7 +291,7 @@ class EmbeddingSection(ExploreSection):
         self.form.addRow(self.body_only)
         self.form.addRow("First component", self.first)
         self.form.addRow(button_row(self.show_button))
-        self.form.addRow(self.explained)
+        self.column.addWidget(self.explained)
 
     def show_map(self) -> None:
         """Show the components as a colour layer over the scan."""

@@ -79,8 +79,8 @@ class ViewSection(ExploreSection):
             self.form.addRow("Compared with", self.against)
         self.form.addRow(self.settings)
         self.form.addRow(button_row(first, self.stop_button, self.grid_button))
-        self.form.addRow(self.text)
-        self.form.addRow(self.matrices)
+        self.column.addWidget(self.text)  # not into the form: it would cut lines off a text that grows
+        self.column.addWidget(self.matrices)
         self.grid_button.setEnabled(False)
 
     def allow(self, possible: bool) -> None:

@@ -192,6 +192,14 @@ def test_features_of_a_chosen_scale(ready: ExplorePanel, qtbot: Any) -> None:
     assert ready.level == 0
 
 
+def test_no_line_is_cut_off_a_text_that_grows(ready: ExplorePanel, qtbot: Any) -> None:
+    view = shown(ready, "positions")
+    for words in (1, 20, 45, 60, 3, 30):
+        view.text.setText("of two " * words)
+        qtbot.wait(20)
+        assert view.text.height() >= view.text.heightForWidth(view.text.width()), words
+
+
 def test_a_matrix_alone_is_shown_in_the_panel_only(ready: ExplorePanel, qtbot: Any) -> None:
     view = shown(ready, "likeness")
     view.show_button.click()
