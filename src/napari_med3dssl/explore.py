@@ -19,12 +19,17 @@ from napari_med3dssl import _work
 from napari_med3dssl._layers import facts_of, volume_of
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, Page, button, button_row, combo, wrapping
+from napari_med3dssl.explore_cases import CasesSection
 from napari_med3dssl.explore_compare import CompareSection
+from napari_med3dssl.explore_findings import FindingsSection
 from napari_med3dssl.explore_learn import LearnSection
 from napari_med3dssl.explore_maths import TokenIndex
 from napari_med3dssl.explore_pictures import PictureLayers
+from napari_med3dssl.explore_query import QuerySection
+from napari_med3dssl.explore_retrieval import TASKS, RetrievalSection
 from napari_med3dssl.explore_sections import AttentionSection, EmbeddingSection, MaskingSection, SimilaritySection
 from napari_med3dssl.explore_strokes import StrokesSection
+from napari_med3dssl.explore_text import ReportBox, TextSection
 from napari_med3dssl.explore_views import ViewSection
 from napari_med3dssl.predict_box import contrasts
 from napari_med3dssl.weights_picker import WeightsPicker
@@ -35,6 +40,9 @@ from training_backend.jobs.sources import ModelFacts, WeightsSource, model_facts
 
 EMPTY_SCAN = "Open a scan to begin: drop a file on the viewer, or File › Open Sample › Med3D SSL."
 EMPTY_MODEL = "Choose a model: a run that has finished, a weights file, or published weights."
+
+SECTIONS: dict[str, type[ViewSection]] = {"report": TextSection, "query": QuerySection, "findings": FindingsSection}
+"""Sections of views by what they read."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ class ExplorePanel(QWidget):
         stopped: str = "Cancelled; nothing was changed.",
         scan: Any = None,
         other: Any = None,
+        scanless: bool = False,
         **params: Any,
     ) -> bool:
         """Send a request for the present scan and model, show how it goes, and hand its values to `then`.
@@ -128,15 +137,17 @@ class ExplorePanel(QWidget):
             stopped: what is said after a cancel.
             scan: layer of another scan than the present one.
             other: layer of a scan that is looked at too.
+            scanless: whether no scan is looked at.
             params: of the operation.
 
         Returns:
             Whether it was sent.
         """
-        if self.busy or not self._ready():
+        if self.busy or not self._ready(scanless):
             return False
         try:
-            params["volumes"] = [volume_of(layer) for layer in contrasts(self.viewer, scan or self.scan)]
+            if not scanless:
+                params["volumes"] = [volume_of(layer) for layer in contrasts(self.viewer, scan or self.scan)]
             if other is not None:
                 params["other"] = [volume_of(layer) for layer in contrasts(self.viewer, other)]
         except Med3dError as error:
@@ -251,6 +262,12 @@ class ExplorePanel(QWidget):
         first = (self.similarity, self.strokes, self.comparison, self.learning)
         for section in (*first, self.embedding, self.masking, self.attention):
             page.column.addWidget(section)
+        self.retrieval = RetrievalSection(self)
+        self.retrieval.hide()
+        page.column.addWidget(self.retrieval)
+        self.report = ReportBox(self)
+        self.report.hide()
+        page.column.addWidget(self.report)
         self._column = QVBoxLayout()
         page.column.addLayout(self._column)
         page.column.addStretch(1)
@@ -297,12 +314,17 @@ class ExplorePanel(QWidget):
         suitable = views_of(facts)
         for view in suitable:
             self._maps.setdefault(view.name, PictureLayers(self.viewer, f" · {view.name}", grid=()))
-        self.views = [ViewSection(self, view, self._maps[view.name]) for view in suitable]
+        kinds = [CasesSection if view.cases else SECTIONS.get(view.text, ViewSection) for view in suitable]
+        self.views = [kind(self, view, self._maps[view.name]) for kind, view in zip(kinds, suitable, strict=True)]
+        self.report.setVisible(any(view.text == "report" for view in suitable))
         for section in self.views:
             section.offer(self.others)
             self._column.addWidget(section)
+        self.retrieval.setVisible(facts is not None and facts.task in TASKS)
+        self.retrieval.forget()
         self._offer_scales(() if method is None else method.scales)
-        self.masking.setVisible(method is None or "mask_ratio" in method.config.model_fields)
+        reads = method is not None and method.needs == "text"  # and draws nothing without a report
+        self.masking.setVisible(method is None or ("mask_ratio" in method.config.model_fields and not reads))
         self._refresh()
 
     def _offer_scales(self, scales: tuple[int, ...]) -> None:
@@ -331,8 +353,8 @@ class ExplorePanel(QWidget):
         if text:
             self.notice.say("busy", f"{text}…")
 
-    def _ready(self) -> bool:
-        missing = EMPTY_SCAN if self.scan is None else EMPTY_MODEL if not self.state.model else ""
+    def _ready(self, scanless: bool = False) -> bool:
+        missing = EMPTY_SCAN if self.scan is None and not scanless else EMPTY_MODEL if not self.state.model else ""
         if missing:
             self.notice.say("info", missing)
         return not missing
@@ -376,6 +398,7 @@ class ExplorePanel(QWidget):
         self.leave_picking()
         self.similarity.forget()
         self.strokes.forget()
+        self.report.show_scan(self.scan)
         for section in self.views:
             section.forget()
         self._offer_others()
@@ -399,7 +422,7 @@ class ExplorePanel(QWidget):
             section.allow(self.features is not None and not self.busy)
         for section in (self.strokes, self.masking, self.attention):
             section.allow(ready and not self.busy)
-        for section in self.views:
+        for section in (self.retrieval, *self.views):
             section.allow(ready)
 
     def _disconnect(self, state: State) -> None:

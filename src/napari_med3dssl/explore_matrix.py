@@ -15,6 +15,10 @@ from napari_med3dssl._widgets import wrapping
 
 SQUARE = 14
 """Pixels of an element's side, where there is room."""
+SMALLEST, WIDEST = 3, 320
+"""Pixels of a side at least, and of all columns if they can be as small."""
+NUMBERED = 10
+"""Pixels from which rows and columns have numbers."""
 MARGIN = 16
 """Pixels of the numbers of rows and columns."""
 
@@ -32,6 +36,7 @@ class MatrixPicture(QWidget):
         self.setAccessibleName(name)
         self.values: npt.NDArray[Any] = np.zeros((1, 1), np.float32)
         self._limits, self._sides = (0.0, 1.0), ("row", "column")
+        self._names: tuple[list[str], list[str]] = ([], [])
         self._colours: npt.NDArray[Any] = np.zeros((1, 1, 3), np.uint8)
         self.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Fixed)
 
@@ -44,6 +49,8 @@ class MatrixPicture(QWidget):
         self._limits = (float(limits[0]), float(limits[1]))
         first, second = picture.get("sides", self._sides)
         self._sides = (str(first), str(second))
+        rows, columns = picture.get("names") or ((), ())
+        self._names = (list(rows), list(columns))
         low, high = self._limits
         scaled = np.clip((self.values - low) / max(high - low, 1e-9), 0, 1)
         colours = ensure_colormap("viridis").map(scaled.ravel())[:, :3]
@@ -51,6 +58,11 @@ class MatrixPicture(QWidget):
         self.setAccessibleDescription(self.summary())
         self.updateGeometry()
         self.update()
+
+    @property
+    def square(self) -> int:
+        """Pixels of an element's side."""
+        return max(SMALLEST, min(SQUARE, WIDEST // max(1, self.values.shape[1])))
 
     def summary(self) -> str:
         """What the squares say, in words."""
@@ -62,15 +74,19 @@ class MatrixPicture(QWidget):
 
     def value_at(self, x: float, y: float) -> str:
         """The element at a pixel in words, or nothing beside the squares."""
-        column, row = int((x - MARGIN) // SQUARE), int((y - MARGIN) // SQUARE)
+        column, row = int((x - MARGIN) // self.square), int((y - MARGIN) // self.square)
         if not (0 <= row < self.values.shape[0] and 0 <= column < self.values.shape[1]):
             return ""
-        return f"{self._sides[0]} {row + 1}, {self._sides[1]} {column + 1}: {self.values[row, column]:.2f}"
+        told = [
+            names[index] if index < len(names) else f"{side} {index + 1}"
+            for names, side, index in zip(self._names, self._sides, (row, column), strict=True)
+        ]
+        return f"{', '.join(told)}: {self.values[row, column]:.2f}"
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Room for all squares and the numbers."""
         rows, columns = self.values.shape
-        return QSize(MARGIN + columns * SQUARE + 1, MARGIN + rows * SQUARE + 1)
+        return QSize(MARGIN + columns * self.square + 1, MARGIN + rows * self.square + 1)
 
     def event(self, event: QEvent) -> bool:
         """Tell the value under the mouse."""
@@ -83,17 +99,20 @@ class MatrixPicture(QWidget):
         """Numbers and squares."""
         painter = QPainter(self)
         font = painter.font()
-        font.setPixelSize(SQUARE - 5)
+        side = self.square
+        font.setPixelSize(max(1, side - 5))
         painter.setFont(font)
         rows, columns = self.values.shape
         centred = Qt.AlignmentFlag.AlignCenter
+        gap = 1 if side >= NUMBERED else 0
         for row in range(rows):
-            painter.drawText(0, MARGIN + row * SQUARE, MARGIN, SQUARE, centred, str(row + 1))
+            if gap:
+                painter.drawText(0, MARGIN + row * side, MARGIN, side, centred, str(row + 1))
             for column in range(columns):
                 colour = QColor(*(int(part) for part in self._colours[row, column]))
-                painter.fillRect(MARGIN + column * SQUARE, MARGIN + row * SQUARE, SQUARE - 1, SQUARE - 1, colour)
-        for column in range(columns):
-            painter.drawText(MARGIN + column * SQUARE, 0, SQUARE, MARGIN, centred, str(column + 1))
+                painter.fillRect(MARGIN + column * side, MARGIN + row * side, side - gap, side - gap, colour)
+        for column in range(columns if gap else 0):
+            painter.drawText(MARGIN + column * side, 0, side, MARGIN, centred, str(column + 1))
         painter.end()
 
 

@@ -121,14 +121,10 @@ class ViewSection(ExploreSection):
             options = self.settings.config()
         except ConfigError:  # said below the field
             return
-        beside: dict[str, Any] = {}
-        if self.view.other:
-            if self.other is None:
-                self.panel.notice.say("info", "Open a second scan to compare with: drop another file on the viewer.")
-                return
-            beside = {"other": self.other, "other_centre": point_inside(self.panel.viewer, self.other)}
-        if self.against is not None:
-            beside["against"] = self.against.source
+        beside = self._beside()
+        if beside is None:
+            return
+        asked = {**options.model_dump(mode="json"), **beside.pop("options", {})}
         self.wanted = self.panel.busy
         if self.panel.busy:
             if self.drawing:
@@ -141,7 +137,7 @@ class ViewSection(ExploreSection):
             partial=self._show,
             stopped="Stopped; what was drawn so far stays.",
             name=self.view.name,
-            options=options.model_dump(mode="json"),
+            options=asked,
             centre=self._centre,
             point=self._voxel,
             **beside,
@@ -173,6 +169,21 @@ class ViewSection(ExploreSection):
         else:
             self._maps.to_grid(not self._maps.in_grid)
 
+    def _beside(self) -> dict[str, Any] | None:
+        """What is asked for besides the form, and `options` to lie over it; None after saying what is missing."""
+        beside: dict[str, Any] = {}
+        if self.view.other:
+            if self.other is None:
+                self.panel.notice.say("info", "Open a second scan to compare with: drop another file on the viewer.")
+                return None
+            beside = {"other": self.other, "other_centre": point_inside(self.panel.viewer, self.other)}
+        if self.against is not None:
+            beside["against"] = self.against.source
+        return beside
+
+    def _tell(self, values: dict[str, Any]) -> None:
+        """Show the texts that come with pictures; sections that have a place for them do."""
+
     def _on_options(self) -> None:
         if self._centre is not None or self._voxel is not None:
             self._settle.start()
@@ -201,18 +212,21 @@ class ViewSection(ExploreSection):
         A drawing that was asked for comes to the front; one that only follows a slider leaves the view as it is.
         """
         pictures = [one for one in values["pictures"] if one["role"] != "matrix"]
-        if not values["pictures"]:  # on its way, with nothing to see yet
+        if values["passages"]:
+            self._tell(values)
+        if values["pictures"] or values["passages"]:
+            self.text.setText(values["text"])
+        if not values["pictures"]:  # on its way, with nothing to see yet, or a text alone
             return
         self.matrices.show_all([one for one in values["pictures"] if one["role"] == "matrix"])
         follow = self._follow
         new = all(self._maps[picture["name"]] is None for picture in pictures)
         facts = {"derived": True}
         layers = self._maps.show([{**picture, "follow": follow or new, "facts": facts} for picture in pictures])
-        self.text.setText(values["text"])
         self.panel.toggles_grid = self.toggle_grid
         self.grid_button.setVisible(len(pictures) > 2)
         self.grid_button.setEnabled(True)
-        if new or self._starting:
+        if pictures and (new or self._starting):
             self._maps.link_contrast()
             arrows = [one["name"] for one in pictures if one["role"] == "vectors"]
             self._over = [pictures[0]["name"], *arrows] if arrows else []  # arrows tell nothing without what is below
@@ -223,7 +237,7 @@ class ViewSection(ExploreSection):
             else:
                 self._maps.over_scan()
             for one in pictures:
-                if one.get("other") and self.other is not None:  # where its scan is hidden, it would lie on the wrong one
+                if one.get("other") and self.other is not None:  # where its scan is hidden, it would lie on the wrong
                     self._maps[one["name"]].visible = self.other.visible
         self._starting = False
         if values["share"] >= 1:
