@@ -30,6 +30,7 @@ def test_without_arguments_the_usage_names_every_command(capsys: pytest.CaptureF
         "embed",
         "reconstruct",
         "evaluate",
+        "find",
         "compare",
         "runs",
     ):

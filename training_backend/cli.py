@@ -24,6 +24,7 @@ COMMANDS = {
     "reconstruct": "what a masked autoencoder makes of a scan",
     "view": "what else a model can show of a scan: predictions, roll-outs, attention",
     "evaluate": "score a fine-tuned model on a split of a dataset",
+    "find": "find scans by words, or by another scan",
     "compare": "runs beside each other, with paired statistics",
     "agreement": "two masks of one scan against each other",
     "strokes": "fill a scan from a few painted voxels",

@@ -18,6 +18,7 @@ from training_backend.api.data import (
     recipes_list,
     recipes_show,
 )
+from training_backend.api.find import find
 from training_backend.api.learn import data_accept, data_next, data_undo
 from training_backend.api.masks import agreement, strokes
 from training_backend.api.models import (
@@ -66,6 +67,7 @@ __all__ = [
     "doctor",
     "embed",
     "evaluate",
+    "find",
     "plan_add",
     "plan_buffer",
     "plan_run",

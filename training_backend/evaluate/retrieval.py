@@ -55,7 +55,16 @@ def retrieval_report(
         samples: bootstrap samples; 0 gives no intervals.
         seed: of the bootstrap.
     """
-    place = ranks(np.asarray(queries, float) @ np.asarray(candidates, float).T, groups)
+    return rank_report(
+        np.asarray(queries, float) @ np.asarray(candidates, float).T, name, groups=groups, samples=samples, seed=seed
+    )
+
+
+def rank_report(
+    scores: npt.ArrayLike, name: str = "", *, groups: npt.ArrayLike | None = None, samples: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """`retrieval_report` of scores [N, N] of queries against candidates."""
+    place = ranks(scores, groups)
     number = len(place)
     chosen = [k for k in RANKS if k < number]
 

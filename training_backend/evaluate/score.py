@@ -31,7 +31,14 @@ FEWEST_PAIRS = 6
 """Fewer pairs than this cannot reach 5 % in a two-sided Wilcoxon test, so none is reported."""
 
 
-def score_split(source: str | Path, data: Path, split: Split, progress: Progress | None = None) -> Table:
+def score_split(
+    source: str | Path,
+    data: Path,
+    split: Split,
+    progress: Progress | None = None,
+    *,
+    classifier: str | Path | None = None,
+) -> Table:
     """Scores of a model on every case of `split` that has the truth, on the grid of each file.
 
     Segmentations get a row per case and class and means with 95 % bootstrap intervals; other tasks their metrics.
@@ -41,6 +48,7 @@ def score_split(source: str | Path, data: Path, split: Split, progress: Progress
         data: dataset folder.
         split: "train", "val" or "test".
         progress: told the share done; answering False raises `Cancelled`.
+        classifier: model that tells findings of texts, by which written reports are compared with the true ones too.
     """
     from training_backend.config.registry import task as find_task
     from training_backend.data.dataset import Dataset
@@ -70,7 +78,16 @@ def score_split(source: str | Path, data: Path, split: Split, progress: Progress
         results.append(CaseResult(case.id, values, truth, (1.0, 1.0, 1.0)))
         _tell(progress, done / len(cases))
     table = Table(("metric", "value"))
-    for name, value in task.evaluate(model.config, results).items():
+    metrics = task.evaluate(model.config, results)
+    if task.name == "retrieval":
+        from training_backend.evaluate.two_stage import gated_report
+
+        metrics |= gated_report(model, dataset, cases)
+    if classifier is not None:
+        from training_backend.evaluate.findings import findings_report
+
+        metrics |= findings_report(classifier, model.config, task, results)
+    for name, value in metrics.items():
         table.add(name, f"{value:.4f}")
     return table
 

@@ -126,6 +126,12 @@ class TextMatch(nn.Module):
         cosine = torch.einsum("bl,bsl->bs", self.image_latents(tokens), self.text_latents(said))
         return cosine * self.temperature.exp()
 
+    def table(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Scores [B, S] as `scores`, but each text meets the tokens alone; the same without gates."""
+        if not len(self.local_img_cross_multihead_attention):
+            return self.scores(tokens, rows)
+        return torch.cat([self.scores(tokens, row[None]) for row in rows], dim=1)
+
     def presence(self, tokens: Tensor, findings: Sequence[str]) -> Tensor:
         """Probability [B, K] that each finding is there: softmax over the scores of "X." and "not X."."""
         return self.preference(tokens, [prompts(finding) for finding in findings])
@@ -173,7 +179,11 @@ def contrast(images: Tensor, texts: Tensor, temperature: Tensor, same: Tensor | 
 
     `same` [B, B] is true for volumes and reports that fit too, as cases with the same words do; they share the target.
     """
-    logits = (images @ texts.T).float() * temperature.exp()
+    return contrast_of((images @ texts.T).float() * temperature.exp(), same)
+
+
+def contrast_of(logits: Tensor, same: Tensor | None = None) -> Tensor:
+    """`contrast` of scores [B, B] of volumes against reports."""
     fits = torch.eye(len(logits), device=logits.device) if same is None else same.to(logits)
     target = fits / fits.sum(1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -33,6 +33,9 @@ class RetrievalConfig(MatchConfig):
     findings: tuple[str, ...] = ()
     """Findings that predictions give a probability of without having learnt them ("Pleural effusion"): softmax over the
     prompts "X." and "not X."."""
+    shortlist: int = Field(100, ge=1, json_schema_extra=ui(advanced=True))
+    """With gates: volumes that the latents choose for each report, which the gates then rank in an evaluation. The
+    authors send every report with every volume through the gates."""
     freeze_encoder: bool = False
     """Train text encoder and latents alone."""
     temperature: float = Field(2.66, json_schema_extra=ui(advanced=True))
@@ -76,11 +79,11 @@ def build(run: RunConfig, encoder: Encoder) -> nn.Module:
 
 
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
-    """Symmetric cross entropy of the pairs of a batch."""
+    """Symmetric cross entropy of the pairs of a batch, by latents alone and, where there are gates, through these."""
     import torch
 
     from training_backend.errors import ConfigError, DataError
-    from training_backend.nn.text_match import contrast
+    from training_backend.nn.text_match import contrast, contrast_of
 
     match = cast("TextMatch", network)
     texts = batch.extra.get("texts")
@@ -91,12 +94,16 @@ def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) 
             "Matching reports to volumes compares the cases of a batch, but this batch has 1.",
             "Raise optim.batch_size and engine.micro_batch to 2 or more.",
         )
-    images = match.image_latents(match.image_tokens(batch.volume))
-    reports = match.text_latents(match.text_rows(texts))
+    tokens, rows = match.image_tokens(batch.volume), match.text_rows(texts)
+    images, reports = match.image_latents(tokens), match.text_latents(rows)
     same = torch.tensor([[mine == other for other in texts] for mine in texts], device=images.device)
     loss = contrast(images, reports, match.temperature, same)
+    scalars = {}
+    if len(match.local_img_cross_multihead_attention):
+        scalars["through_gates"] = contrast_of(match.table(tokens, rows).float(), same)
+        loss = loss + scalars["through_gates"]
     nearest = (images @ reports.T).argmax(1, keepdim=True)
-    return StepOutput(loss=loss, scalars={"pairs_right": same.gather(1, nearest).float().mean()})
+    return StepOutput(loss=loss, scalars={"pairs_right": same.gather(1, nearest).float().mean(), **scalars})
 
 
 def predict(network: nn.Module, run: RunConfig, volume: Tensor, progress: Progress | None = None) -> Tensor:
@@ -133,6 +140,7 @@ def evaluate(run: RunConfig, results: Sequence[CaseResult]) -> dict[str, float]:
     """Recall at K from text to volume and back, and how alike the labels of neighbouring volumes are.
 
     Of cases with the same report each is a right answer to it.
+    Ranks are those of latents; `evaluate.two_stage` adds those through gates.
     Where the settings name a finding per label of the dataset, the metrics of finding them without having learnt them
     are there too, as ``zero_shot_NAME``. "score" is the mean reciprocal rank from text to volume.
     """
