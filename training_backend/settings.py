@@ -112,7 +112,10 @@ def _backbone(arguments: Sequence[str], changes: dict[str, Any]) -> dict[str, An
     source, output = _peek(arguments, "weights") or str(changes.get("weights", "")), Path(_peek(arguments, "output"))
     if not source or {"-h", "--help"} & set(arguments):
         return {}
-    own = Path(source) / "config.yaml"
+    from training_backend.weights.source import locate
+
+    plan = (Path(source) / "stages").is_dir()
+    own = (locate(source).parent if plan else Path(source)) / "config.yaml"
     if own.is_file():
         config = RunConfig.load(own)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,15 @@ def test_flips_move_image_labels_and_padding_together():
     assert batch.padding[0, :3].all()
     assert batch.padding[1, -3:].all()
     assert not batch.padding[1, :3].any()
+
+
+def test_half_of_the_views_can_be_left_unflipped_whatever_the_axes():
+    config = AugmentConfig(flip=(0.5, 0.5, 0.5), flipped=0.5)
+    flips = np.array([draw(config, (0, 0, index, 0)).flip for index in range(4000)])
+    np.testing.assert_allclose(flips.mean(axis=0), 0.25, atol=0.03)
+    assert abs((~flips.any(axis=1)).mean() - (0.5 + 0.5 / 8)) < 0.03  # 0.42 if each axis were on its own
+    always = draw(AugmentConfig(flip=(0.5, 0.5, 0.5)), (0, 0, 1, 0))
+    assert replace(draw(config, (0, 0, 1, 0)), flip=always.flip) == always  # nothing else is drawn otherwise
 
 
 @pytest.mark.parametrize("spacing", [ISOTROPIC, (2.0, 1.0, 1.0)])

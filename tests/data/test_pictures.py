@@ -7,13 +7,16 @@ import pytest
 from PIL import Image
 
 from training_backend.config import IngestConfig
+from training_backend.data.dataset import Dataset
 from training_backend.data.facts import PICTURES
 from training_backend.data.importers import describe
 from training_backend.data.ingest import ingest
 from training_backend.data.intensity import Statistics, normalise
 from training_backend.data.pictures import ALPHA_DROPPED, ASSUMED_SPACING
+from training_backend.data.prepare import InputProfile, prepare
 from training_backend.data.read import can_read, probe, read_classes, read_labels, read_volume, read_volumes
 from training_backend.data.standard import standardise
+from training_backend.data.volume import Volume
 from training_backend.errors import ConfigError, DataError, ResourceError
 
 GREY = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7) * 3
@@ -219,6 +222,23 @@ def test_intensities_are_divided_by_the_largest_number_of_the_format():
     assert np.allclose(ours, normalise(array - 60, [scan], scaled))
     with pytest.raises(ConfigError, match=r"Set data\.intensity\.high, such as 1024 for CT"):
         normalise(array, [scan], IntensityConfig(profile="scaled"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_model_of_pictures_sees_the_same_in_a_file_of_another_format(tmp_path, run_config, dtype):
+    pixels = np.random.default_rng(3).integers(0, np.iinfo(dtype).max // 2, (3, 24, 32)).astype(dtype)
+    (tmp_path / "films").mkdir()
+    for number, one in enumerate(pixels):
+        saved(tmp_path / "films" / f"{number}.png", one)
+    ingest([tmp_path / "films"], tmp_path / "d", IngestConfig(workers=0))
+    info = Dataset.open(tmp_path / "d").info
+    assert info.largest == np.iinfo(dtype).max
+    profile = InputProfile.of(run_config(tmp_path / "d"), info)
+    [film] = read_volumes(tmp_path / "films" / "1.png")
+    scan = Volume(film.array, film.geometry, name="1")  # as NIfTI holds it: nothing says what the format's limit was
+    seen = [prepare([volume], profile).array for volume in (film, scan)]
+    np.testing.assert_allclose(seen[0], seen[1], atol=1e-6)
+    np.testing.assert_allclose(seen[0][0, 0], pixels[1] / np.iinfo(dtype).max, atol=1e-6)
 
 
 def test_nothing_is_cut_off_a_picture(tmp_path):

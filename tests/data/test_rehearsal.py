@@ -111,6 +111,17 @@ def test_a_buffer_is_read_as_it_was_saved_and_moves_with_its_dataset(ct, tmp_pat
     assert [Dataset.open(ct).cases(split="train")[index].id for index in arrays["chosen"]] == list(buffer.ids)
 
 
+def test_runs_and_datasets_that_are_moved_as_one_find_each_other(ct, tmp_path):
+    shutil.copytree(ct, tmp_path / "one" / "datasets" / "3D_CT")
+    place = Path("runs", "plan", "stages", "01-3D_CT", "buffer")
+    _saved(tmp_path / "one" / "datasets" / "3D_CT", tmp_path / "one" / place)
+    (tmp_path / "one").rename(tmp_path / "two")
+    moved = rehearsal.load(tmp_path / "two" / place)
+    assert moved.open().folder == tmp_path / "two" / "datasets" / "3D_CT"
+    shutil.copytree(tmp_path / "two", tmp_path / "one")  # where it was is there again: that is meant
+    assert rehearsal.load(tmp_path / "two" / place).dataset == tmp_path / "one" / "datasets" / "3D_CT"
+
+
 def test_files_that_moved_are_told(ct, tmp_path):
     shutil.copytree(ct, tmp_path / "data")
     buffer = _saved(tmp_path / "data", tmp_path / "buffer")

@@ -6,12 +6,14 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import yaml
 
 from tests.medcoss_kit import SMALL, begun, dataset, plan_of, trained
+from training_backend import watch
 from training_backend.api import plan_add, plan_run, plan_show
 from training_backend.config.plan import PlanConfig
 from training_backend.engine.events import EventReader
@@ -30,6 +32,24 @@ from training_backend.jobs.registry import list_runs, summary
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("data")
     return {name: dataset(root, name, 6) for name in ("1D_text", "2D_xray", "3D_CT", "3D_MR")}
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans, stages and what is measured run in this process; two tests below start the real ones, which is slow."""
+
+    def launch(run: RunDirectory, **_: bool) -> launcher.Launched:
+        plans.main([str(run.path)])
+        run.update(pid=None)
+        return launcher.Launched(0, attached=False)
+
+    def start_detached(arguments: list[str], *_: Path, **__: bool) -> SimpleNamespace:
+        code = plans.end_stage_main(arguments[3:])
+        return SimpleNamespace(poll=lambda: code, returncode=code)
+
+    for module in (launcher, watch):
+        monkeypatch.setattr(module, "launch", launch)
+    monkeypatch.setattr(launcher, "start_detached", start_detached)
 
 
 def some(data: dict[str, Path], *names: str) -> dict[str, Path]:
@@ -102,7 +122,7 @@ def test_a_stage_is_added_to_a_plan_and_to_a_run(data, tmp_path):
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_run_without_a_buffer_gets_one_as_long_as_its_data_are_there(data, tmp_path, there):
+def test_a_run_without_a_buffer_gets_one_as_long_as_its_data_are_there(data, here, tmp_path, there):
     shutil.copytree(data["3D_CT"], tmp_path / "data" / "3D_CT")
     alone = plan_of({"3D_CT": tmp_path / "data" / "3D_CT"}, steps=2)
     single = begun(tmp_path / "single", stage_config(alone, 1, Start()))
@@ -133,7 +153,7 @@ def test_data_that_are_missing_or_of_another_kind_are_told_before_anything_begin
         assert not (tmp_path / "plan").exists()
 
 
-def test_data_that_go_missing_on_the_way_fail_the_plan_and_lose_nothing(data, tmp_path):
+def test_data_that_go_missing_on_the_way_fail_the_plan_and_lose_nothing(data, here, tmp_path):
     shutil.copytree(data["2D_xray"], tmp_path / "data" / "2D_xray")
     shutil.copytree(data["3D_CT"], tmp_path / "data" / "3D_CT")
     plan = plan_of({name: tmp_path / "data" / name for name in ("2D_xray", "3D_CT")}, steps=3)
@@ -156,7 +176,7 @@ def test_data_that_go_missing_on_the_way_fail_the_plan_and_lose_nothing(data, tm
     assert (run.path / "stages" / "01-2D_xray" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_more_clusters_than_cases_fails_after_the_stage_was_trained(data, tmp_path):
+def test_more_clusters_than_cases_fails_after_the_stage_was_trained(data, here, tmp_path):
     plan = plan_of(some(data, "2D_xray"), steps=2, buffer={"clusters": 50})
     run = plans.create(tmp_path / "plan", plan)
     assert plans.main([str(run.path)]) == 1
@@ -172,7 +192,7 @@ def test_more_clusters_than_cases_fails_after_the_stage_was_trained(data, tmp_pa
     assert (run.path / "stages" / "01-2D_xray" / "model.safetensors").stat().st_mtime_ns == trained_at
 
 
-def test_a_plan_of_a_file_goes_on_where_it_was(data, tmp_path):
+def test_a_plan_of_a_file_goes_on_where_it_was(data, here, tmp_path):
     values = plan_of(some(data, "2D_xray"), steps=2).model_dump(mode="json")
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(values))
     first = plan_run(tmp_path / "plan.yaml", tmp_path / "plan")
@@ -207,7 +227,7 @@ def test_names_of_ones_own_need_a_kind_and_come_once(data):
         PlanConfig.parse({"stages": [{"modality": "../up", "dataset": "a"}]})
 
 
-def test_a_moved_plan_finds_its_buffers_and_weights_again(data, tmp_path):
+def test_a_moved_plan_finds_its_buffers_and_weights_again(data, here, tmp_path):
     (tmp_path / "one").mkdir()
     plan = plan_of(some(data, "2D_xray", "3D_CT"), steps=2)
     run = plans.create(tmp_path / "one" / "plan", plan.updated({"stages": plan.model_dump()["stages"][:1]}))

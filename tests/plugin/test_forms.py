@@ -74,7 +74,8 @@ def others(annotation: Any, value: Any) -> list[Any]:
                 float: [(0.25, 1.5)],
                 Path: [(Path("/one/list.txt"), Path("/another list.txt"))],
             }
-            return [*samples.get(kinds[0], []), ()]
+            named = [get_args(kinds[0])[:2]] if get_origin(kinds[0]) is Literal else []
+            return [*samples.get(kinds[0], []), *named, ()]
         lists = [others(kind, None) for kind in kinds]
         return [tuple(options[k % len(options)] for options in lists) for k in range(max(map(len, lists)))]
     if get_origin(annotation) is dict:
@@ -102,6 +103,7 @@ STARTS: list[dict[str, Any]] = [
     {"kind": "multiclass", "classes": 2},
     {"pooling": "decoder"},
     {"loss": "dice_bce"},
+    {"report_memory": True},
     {"classes": ("nothing", "one", "two")},
 ]
 """Settings under which fields that depend on others can be changed."""

@@ -14,9 +14,10 @@ from training_backend.data.prepare import InputProfile
 from training_backend.errors import WeightsError
 from training_backend.jobs.sources import model_facts
 from training_backend.weights.decoders import keep
-from training_backend.weights.earlier import is_earlier
+from training_backend.weights.earlier import earlier_decoder, is_earlier
 from training_backend.weights.load import load_model
 from training_backend.weights.save import save_model
+from training_backend.weights.source import locate
 
 SMALL = {"embed_dim": 24, "depth": 1, "heads": 2, "mlp_dim": 32, "decoder_depth": 1}
 
@@ -56,6 +57,24 @@ def test_the_encoder_is_the_later_one_and_the_decoder_that_of_its_stage(tmp_path
     volume = torch.rand(1, 1, 16, 48, 48)
     pictures = method("medcoss").preview(loaded.module, volume, {}, torch.Generator())
     assert pictures[2].array.shape == (16, 48, 48)
+
+
+def test_a_plan_stands_for_its_last_stage_and_names_the_modalities_it_kept(tmp_path: Path) -> None:
+    one, two = (tmp_path / "plan" / "stages" / name for name in ("01-3D_CT", "02-3D_MR"))
+    _, config = stage(one, "3D_CT")
+    keep(one, one, config)
+    _, later = stage(two, "3D_MR")
+    keep(two, two, later, one)
+    (tmp_path / "plan" / "run.json").touch()
+    assert locate(tmp_path / "plan") == two / "model.safetensors"
+    assert earlier_decoder(tmp_path / "plan", "3D_CT") == two / "decoders" / "3D_CT.safetensors"
+    assert earlier_decoder(one, "3D_CT").parent == one / "decoders"
+    with pytest.raises(WeightsError, match="has no decoder of 2D_path; it has those of 3D_CT, 3D_MR"):
+        earlier_decoder(two, "2D_path")
+    alone, _ = stage(tmp_path / "alone", "3D_CT")
+    torch.save({"model": alone.state_dict()}, tmp_path / "authors.pth")
+    with pytest.raises(WeightsError, match="Published files reconstruct what their last stage taught and nothing else"):
+        earlier_decoder(tmp_path / "authors.pth", "3D_CT")
 
 
 def test_what_a_run_did_not_keep_is_refused(tmp_path: Path) -> None:

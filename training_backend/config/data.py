@@ -36,6 +36,8 @@ class AugmentConfig(ConfigModel):
 
     flip: tuple[float, float, float] = (0.0, 0.2, 0.2)
     """Probability of a flip along (z, y, x); TANGERINE flips y and x with 0.2."""
+    flipped: float = Field(1.0, ge=0, le=1, json_schema_extra=ui(advanced=True))
+    """Share of the views that may be flipped at all, the others lie as they are."""
     rotate: float = Field(0.0, ge=0, le=1)
     """Probability of a rotation by up to `rotate_deg` about each axis."""
     rotate_deg: float = Field(15.0, ge=0, le=180, json_schema_extra=ui(unit="°", advanced=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training_backend.config.data import IngestConfig
 from training_backend.data.dataset import Dataset, Quarantined, save_quarantine
-from training_backend.data.ingest import IngestReport, Progress
+from training_backend.data.ingest import IngestReport, Progress, largest_number
 from training_backend.data.manifest import CaseRecord, DatasetInfo
 from training_backend.data.stow import finished, store_volumes, stored_bytes
 from training_backend.data.volume import Volume
@@ -74,7 +74,8 @@ def assemble(
             break
     if not kept:
         raise DataError(f"No case could be made: {refused[0] if refused else 'the source lists none'}")
-    Dataset(output, info.model_copy(update={"crop_body": False}), kept).save()
+    facts = {"crop_body": False, "largest": largest_number(kept)}
+    Dataset(output, info.model_copy(update=facts), kept).save()
     save_quarantine(output, refused)
     ids = tuple(sorted(case.id for case in kept))
     seconds = time.monotonic() - started

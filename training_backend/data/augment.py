@@ -82,7 +82,9 @@ def draw(config: AugmentConfig, key: Key) -> Change:
         matrix = (_rotation(angles) if turned else np.eye(3)) / (zoom if zoomed else 1.0)
         flat = (_rotation(angles * [1, 0, 0]) if turned else np.eye(3)) / (zoom if zoomed else 1.0)
         flat[0] = 1, 0, 0
-    flips = [bool(chance[axis] < config.flip[axis]) for axis in range(3)]
+    further = _further(config, rng)
+    held = rng.random() >= config.flipped
+    flips = [bool(chance[axis] < config.flip[axis]) and not held for axis in range(3)]
     return Change(
         flip=(flips[0], flips[1], flips[2]),
         matrix=matrix,
@@ -93,7 +95,7 @@ def draw(config: AugmentConfig, key: Key) -> Change:
         gamma_keeps=config.gamma_keeps,
         flat=flat,
         gamma_inverts=config.gamma_inverts,
-        **_further(config, rng),
+        **further,
     )
 
 

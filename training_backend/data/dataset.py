@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,6 +203,24 @@ def relative_root(source: Path, folder: Path) -> str:
     except ValueError:  # other drive
         return source.as_posix()
     return Path(relative).as_posix() if relative.count("..") <= 2 else source.as_posix()
+
+
+def kept_place(dataset: Path, folder: Path) -> dict[str, str]:
+    """Where a dataset is, as files in `folder` keep it: its place, and how to get there from `folder`."""
+    found = {"dataset": relative_root(dataset, folder)}
+    try:
+        beside = os.path.relpath(Path(dataset).resolve(), Path(folder).resolve())
+    except ValueError:  # other drive
+        return found
+    return {**found, "beside": Path(beside).as_posix()}
+
+
+def found_place(values: Mapping[str, Any], folder: Path) -> Path:
+    """The dataset of `kept_place`; where it is no more, the one that lies as it did, when all was moved as one."""
+    dataset, beside = Path(values["dataset"]), values.get("beside")
+    dataset = dataset if dataset.is_absolute() else (Path(folder) / dataset).resolve()
+    moved = (Path(folder) / str(beside)).resolve() if beside else dataset
+    return moved if not (dataset / INFO).is_file() and (moved / INFO).is_file() else dataset
 
 
 def _side(case: CaseRecord) -> str:

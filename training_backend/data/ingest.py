@@ -275,6 +275,7 @@ def _conclude(
             "contrasts": tuple(dict.fromkeys(image.contrast for case in kept for image in case.images)),
             "modality": modalities.pop() if len(modalities) == 1 else "unknown",
             "classes": class_table(values, names),
+            "largest": largest_number(kept),
         }
     )
     dataset = Dataset(output, info, kept)
@@ -288,6 +289,12 @@ def _conclude(
         resumed=sum(result.resumed for result in results.values()),
         stored_bytes=sum(stored_bytes(case) for case in kept),
     )
+
+
+def largest_number(cases: Sequence[CaseRecord]) -> float | None:
+    """Largest number of the format of all pictures, where it is the same; None with scans."""
+    found = {image["statistics"].get("largest") for case in cases for image in case.store.get("images", ())}
+    return found.pop() if len(found) == 1 else None
 
 
 def _noted(cases: Iterable[CaseRecord]) -> dict[str, tuple[str, ...]]:

@@ -125,6 +125,8 @@ class DatasetInfo(ConfigModel):
     classes: tuple[ClassEntry, ...] = ()
     modality: str = "unknown"
     """Of all images, where it is the same: "CT", "MR", ..., "text" where there are none; else "unknown"."""
+    largest: float | None = None
+    """Largest number of the format of all pictures (255, 65535), where it is the same; None for scans."""
     target_names: tuple[str, ...] = ()
     spacing_mm: tuple[float, float, float] | None = None
     """Spacing of the store, or None where each case keeps its own."""

@@ -48,12 +48,15 @@ class InputProfile(ConfigModel):
         """Profile of a run on a dataset.
 
         On CT data "auto" becomes the window it stands for, so a scan is seen the same way even where its file does not
-        say that it is a CT.
+        say that it is a CT. On pictures of one depth it becomes a division by their largest number, so a picture is
+        seen the same way in a file that has no such limit.
         """
         data = config.data
         intensity = data.intensity
         if intensity.profile == "auto" and info.modality == "CT":
             intensity = intensity.updated({"profile": "window"})
+        elif intensity.profile == "auto" and info.largest is not None:
+            intensity = intensity.updated({"profile": "scaled", "high": info.largest})
         return cls(
             spacing_mm=info.spacing_mm,
             contrasts=data.contrasts,

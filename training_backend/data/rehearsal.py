@@ -5,7 +5,7 @@ A buffer is a folder that a run leaves behind::
     buffer/buffer.json            modality, dataset, how its views are cut, policy, members
     buffer/features.safetensors   features [N, E] of all cases, labels [N], centres [K, E]
 
-Its dataset is named relative to the folder where both lie close together, so the two can be moved as one.
+Its dataset is named by its place and as it lies from the folder, so the two can be moved as one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from training_backend.data.dataset import Dataset, relative_root
+from training_backend.data.dataset import Dataset, found_place, kept_place
 from training_backend.data.views import generator
 from training_backend.errors import ConfigError, DataError, Med3dError
 from training_backend.files import atomic, write_json
@@ -143,7 +143,7 @@ class Buffer:
         arrays |= {"distances": chosen.distances, "chosen": chosen.indices}
         with atomic(folder / FEATURES) as stream:
             stream.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-        values = {**asdict(self), "dataset": relative_root(self.dataset, folder)}
+        values = {**asdict(self), **kept_place(self.dataset, folder)}
         values.pop("folder")
         write_json(folder / INFO, {"schema": 1, **values})
         return load(folder)
@@ -169,10 +169,10 @@ def load(folder: Path) -> Buffer:
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        values.pop("schema", None)
+        dataset = found_place(values, folder)
+        for name in ("schema", "beside"):
+            values.pop(name, None)
         members = [Member(str(one["case"]), int(one["cluster"]), float(one["distance"])) for one in values["members"]]
-        dataset = Path(values["dataset"])
-        dataset = dataset if dataset.is_absolute() else (folder / dataset).resolve()
         return Buffer(**{**values, "members": members, "dataset": dataset, "folder": folder})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -230,7 +230,7 @@ def choose(
         if count > cases:
             raise ConfigError(
                 f"{count} clusters were asked for, but there are only {cases} cases to choose from.",
-                "Ask for fewer: rehearsal.clusters, or a share with rehearsal.centres.",
+                "Ask for fewer, or for a share: clusters and centres of the plan's buffer, or of med3dssl plan buffer.",
             )
         labels, middle = cluster(features, count, seed)
         found = nearest(features, labels, middle, max(1, wanted // count))

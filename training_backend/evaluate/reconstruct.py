@@ -56,7 +56,14 @@ def reconstruct(
 
 
 def reconstruct_file(
-    source: str, input: Path, output: Path, *, mask_ratio: float = 0.75, seed: int = 0, device: str = "auto"
+    source: str,
+    input: Path,
+    output: Path,
+    *,
+    modality: str = "",
+    mask_ratio: float = 0.75,
+    seed: int = 0,
+    device: str = "auto",
 ) -> list[Path]:
     """Write the pictures of one scan as volumes into a folder: original, masked, reconstruction, error, mask.
 
@@ -64,6 +71,7 @@ def reconstruct_file(
         source: pre-training run, model folder, weights file or ``zoo:NAME``.
         input: scan, in any format that is read.
         output: folder, made if need be.
+        modality: of an earlier stage, whose decoder the run kept.
         mask_ratio: share of hidden patches.
         seed: of the mask.
         device: auto, cpu, cuda or cuda:N.
@@ -74,9 +82,10 @@ def reconstruct_file(
     from training_backend.data.prepare import prepare
     from training_backend.data.read import read_volumes
     from training_backend.evaluate.predict import chosen_device
+    from training_backend.weights.earlier import earlier_decoder
     from training_backend.weights.load import load_model
 
-    loaded = load_model(source)
+    loaded = load_model(earlier_decoder(source, modality) if modality else source)
     check_reconstructs(loaded)
     name = chosen_device(device)
     prepared = prepare(read_volumes(input), loaded.profile)

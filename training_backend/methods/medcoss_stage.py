@@ -135,8 +135,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 def implied(method: Mapping[str, Any]) -> Mapping[str, Any]:
     """Settings of the data that follow from the modality, and the kinds that the buffers bring.
 
-    Images are resized from random parts and flipped from left to right, volumes are flipped along every axis, as
-    published; CT is divided by 1024, pictures by their largest value, MR is taken as stored if it was prepared.
+    Images are resized from random parts and flipped from left to right, half of the volumes along every axis or
+    not, as published; CT is divided by 1024, pictures by their largest value, MR is taken as stored if it was prepared.
     """
     modality = str(method.get("modality", "3D_CT"))
     kind = str(method.get("kind") or MODALITIES.get(modality, "3d"))
@@ -150,7 +150,7 @@ def implied(method: Mapping[str, Any]) -> Mapping[str, Any]:
         data |= {"view": "resized", "size": size, "augment": {"flip": (0.0, 0.0, 0.5)}}
     else:
         size = tuple(method.get("size_3d") or PUBLISHED_SIZES["3d"])
-        data |= {"view": "crop", "size": size, "augment": {"flip": (0.25, 0.25, 0.25)}}
+        data |= {"view": "crop", "size": size, "augment": {"flip": (0.5, 0.5, 0.5), "flipped": 0.5}}
     intensity = {"3D_CT": {"profile": "scaled", "high": 1024.0}}.get(modality)
     if intensity is not None and kind == "3d":
         data["intensity"] = intensity

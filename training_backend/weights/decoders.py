@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from training_backend.config import RunConfig
 from training_backend.config.registry import method as find_method
-from training_backend.data.dataset import relative_root
+from training_backend.data.dataset import found_place, kept_place
 from training_backend.errors import WeightsError
 from training_backend.files import atomic, write_json
 from training_backend.weights.safe_load import load_tensors
@@ -60,8 +60,7 @@ def kept(folder: Path) -> dict[str, Decoder]:
     for path in sorted((Path(folder) / FOLDER).glob("*.json")):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            dataset = Path(facts["dataset"])
-            dataset = dataset if dataset.is_absolute() else (path.parent / dataset).resolve()
+            dataset = found_place(facts, path.parent)
             config = RunConfig.parse(facts["config"]).updated({"data": {"dataset": dataset}})
             tensors = path.with_suffix(".safetensors")
             decoder = Decoder(facts["modality"], facts["kind"], facts["stage"], config, tensors)
@@ -134,8 +133,8 @@ def with_decoder(source: str | Path | Source, decoder: Decoder) -> nn.Module:
 
 
 def _describe(place: Path, number: int, modality: str, kind: str, stage: str, config: RunConfig) -> None:
-    dataset = relative_root(config.data.dataset, place.parent)
-    facts = {"schema": 1, "number": number, "modality": modality, "kind": kind, "stage": stage, "dataset": dataset}
+    facts = {"schema": 1, "number": number, "modality": modality, "kind": kind, "stage": stage}
+    facts |= kept_place(config.data.dataset, place.parent)
     write_json(place.with_suffix(".json"), {**facts, "config": config.model_dump(mode="json")})
 
 

@@ -13,12 +13,29 @@ from training_backend.data.prepare import InputProfile
 from training_backend.errors import Med3dError, WeightsError
 from training_backend.weights.decoders import FOLDER, kept
 from training_backend.weights.safe_load import load_tensors
-from training_backend.weights.source import Source, open_source
+from training_backend.weights.source import Source, locate, open_source
 
 
 def is_earlier(path: Path) -> bool:
     """Whether `path` names a decoder that a run kept."""
     return path.parent.name == FOLDER and path.suffix == ".safetensors" and path.with_suffix(".json").is_file()
+
+
+def earlier_decoder(source: str | Path, modality: str) -> Path:
+    """File of the decoder that a run, or the last stage of a plan, kept of an earlier modality.
+
+    Raises:
+        WeightsError: none was kept, as with the files of the authors.
+    """
+    folder = locate(source).parent
+    found = kept(folder)
+    if modality in found:
+        return found[modality].path
+    has = f"it has those of {', '.join(found)}" if found else "only runs of continual learning keep such"
+    raise WeightsError(
+        f"{source} has no decoder of {modality}; {has}.",
+        "Published files reconstruct what their last stage taught and nothing else; they give features of all.",
+    )
 
 
 def open_earlier(path: Path) -> Source:

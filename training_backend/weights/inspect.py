@@ -58,7 +58,8 @@ class InspectReport:
             "tensors": f"{self.tensors} with {self.parameters:,} numbers",
         }
         if self.config:
-            settings = self.config.method.model_dump(mode="json", exclude_none=True, exclude={"name"})
+            hidden: Any = {"name": True, "text": {"tokeniser"}}  # as long as all words of a language
+            settings = self.config.method.model_dump(mode="json", exclude_none=True, exclude=hidden)
             lines["network"] = ", ".join(f"{name} {value}" for name, value in settings.items())
             lines["input"] = f"{self.config.data.view} of {' x '.join(map(str, self.config.data.size))} voxels"
         if self.extras:

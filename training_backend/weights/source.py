@@ -54,8 +54,8 @@ def open_source(source: str | Path, changes: Mapping[str, Any] | None = None) ->
     """Read weights, whatever names them.
 
     Args:
-        source: run directory, folder with ``model.safetensors`` and ``card.json`` (or that file), a decoder that a run
-            kept of an earlier modality, the authors' file, or ``zoo:NAME``.
+        source: run directory, folder of a plan, folder with ``model.safetensors`` and ``card.json`` (or that file), a
+            decoder that a run kept of an earlier modality, the authors' file, or ``zoo:NAME``.
         changes: nested changes to the stored or inferred configuration, ``{"method": {"heads": 8}}`` say.
 
     Raises:
@@ -84,6 +84,9 @@ def locate(source: str | Path) -> Path:
         return path
     if (path / MODEL).is_file():
         return path / MODEL
+    stages = sorted((path / "stages").glob(f"*/{MODEL}"))  # of a plan, the last one that has a model
+    if stages:
+        return stages[-1]
     if (path / "run.json").is_file():
         raise WeightsError(f"The run {path.name} has written no model yet.", "Wait until it ends, or stop it.")
     raise WeightsError(f"{path} holds no {MODEL}.", "Choose a run, a model folder, or a weights file.")
