@@ -82,8 +82,8 @@ class CompareSection(Section):
         form.addRow(button_row(self.compare_button, self.save_button))
         form.addRow(self.table)
         form.addRow(button_row(self.next_button, self.back_button))
-        form.addRow(self.told)
         self.column.addWidget(self.body)
+        self.column.addWidget(self.told)
 
     def offer(self) -> None:
         """List the label maps that are open."""

@@ -80,7 +80,7 @@ class StrokesSection(ExploreSection):
         self.form.addRow(self.live)
         self.form.addRow(button_row(self.fill_button, self.whole_button))
         self.form.addRow(button_row(self.save_button, self.apply_button))
-        self.form.addRow(self.told)
+        self.column.addWidget(self.told)
         self._show_classes()
         self._refresh()
 

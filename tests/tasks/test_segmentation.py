@@ -288,3 +288,13 @@ def test_parts_that_anatomy_rules_out_are_cleaned_from_predictions() -> None:
 def test_outputs_that_make_no_sense_get_a_sentence(task: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         network(config(task=task))
+
+
+@pytest.mark.parametrize(("size", "told"), [((48, 64, 64), "64 x 64 x 64"), ((64, 64, 64), "")])
+def test_views_that_the_network_pads_are_told(
+    size: tuple[int, int, int], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"data": {"size": size}, "task": {"classes": ("background", "organ"), "decoder": "swinunetr"}}
+    config = finetune_config("segmentation", "tiny", Path(), "voco", changes)
+    TASK.build(config, method("voco").build_encoder(config))
+    assert (f"padded to {told}" in caplog.text) == bool(told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from training_backend.data.manifest import CaseRecord
     from training_backend.evaluate.sliding import Predictor, Tiling
+
+log = logging.getLogger(__name__)
 
 MOST_CLASSES = 255
 """Background included: label values end at 254, since 255 marks unlabelled voxels."""
@@ -268,6 +271,7 @@ def build(config: RunConfig, encoder: Encoder) -> nn.Module:
         from training_backend.nn.swin_vision_segmenter import swin_decoder
 
         network = swin_decoder(encoder, classes, freeze=task.freeze == "encoder")
+        _say_padding(config.data.size)
     else:
         from training_backend.nn.unetr import Unetr
 
@@ -281,6 +285,21 @@ def build(config: RunConfig, encoder: Encoder) -> nn.Module:
         )
     network.task, network.sets = task, sets  # type: ignore[assignment]
     return network
+
+
+def _say_padding(size: tuple[int, int, int]) -> None:
+    """Tell that views are padded, where the coarsest map of the network does not divide them."""
+    from training_backend.nn.swin_unetr import COARSEST
+
+    if any(n % COARSEST for n in size):
+        shown, full = (" x ".join(map(str, n)) for n in (size, [-(-n // COARSEST) * COARSEST for n in size]))
+        log.warning(
+            "Views of %s voxels are padded to %s, since this network halves them five times; choose multiples of %d in "
+            "data.size to spare the memory.",
+            shown,
+            full,
+            COARSEST,
+        )
 
 
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
