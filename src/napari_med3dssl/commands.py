@@ -69,13 +69,14 @@ def shown_command(op: str, source: str, asked: Mapping[str, Any], scan: str, oth
         return ""
     name = str(asked["name"])
     words = ["med3dssl", "view", "--run", source, "--input", scan, "--name", name, "--output", name]
-    settings = [
-        f"{key}={json.dumps(value)}" for key, value in dict(asked.get("options") or {}).items() if key != "point"
-    ]
+    left_out = {"point", "text"} if asked.get("reads") == "report" else {"point"}  # a report does not go into a shell
+    options = dict(asked.get("options") or {})
+    settings = [f"{key}={json.dumps(value)}" for key, value in options.items() if key not in left_out]
     words += ["--set", *settings] if settings else []
     for key in ("point", "centre", "other_centre"):
         place = asked.get(key)
         words += [f"--{key.replace('_', '-')}", *(str(round(n)) for n in place)] if place is not None else []
+    words += ["--report", "report.txt"] if "text" in left_out else []
     words += ["--other", other] if other else []
     words += ["--against", str(asked["against"])] if asked.get("against") else []
     words += ["--dataset", str(asked["dataset"])] if asked.get("dataset") else []

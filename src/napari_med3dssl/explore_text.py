@@ -69,7 +69,7 @@ class Passages(QTextBrowser):
     def sizeHint(self) -> QSize:  # noqa: N802
         """As tall as the text, up to a limit."""
         self.document().setTextWidth(max(120, self.viewport().width()))
-        return QSize(200, min(TALLEST, int(self.document().size().height()) + 6))
+        return QSize(200, min(TALLEST, int(self.document().size().height()) + 14))
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
         """Any width."""
@@ -227,7 +227,7 @@ class TextSection(ViewSection):
         text = self.panel.report.text
         if beside is None or not self._needs_text(text):
             return None
-        beside["options"] = {"text": text}
+        beside |= {"options": {"text": text}, "reads": "report"}
         if self._clickable:
             beside["options"] |= {"sentence": self._sentence, "word": self._word}
         return beside

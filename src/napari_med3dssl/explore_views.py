@@ -217,6 +217,7 @@ class ViewSection(ExploreSection):
         if values["pictures"] or values["passages"]:
             self.text.setText(values["text"])
         if not values["pictures"]:  # on its way, with nothing to see yet, or a text alone
+            self.grid_button.setVisible(not values["passages"])
             return
         self.matrices.show_all([one for one in values["pictures"] if one["role"] == "matrix"])
         follow = self._follow

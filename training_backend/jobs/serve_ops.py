@@ -60,6 +60,7 @@ from training_backend.data.manifest import ClassEntry, DatasetInfo
 from training_backend.data.volume import Volume
 from training_backend.errors import RunError
 from training_backend.jobs.compare_ops import compare_masks
+from training_backend.jobs.find_ops import FindOps
 from training_backend.jobs.learn_ops import next_cases
 from training_backend.jobs.stroke_ops import StrokeOps
 
@@ -132,7 +133,7 @@ class Session:
         self._ready: Ready | None = None
         self._scans: dict[str, Prepared] = {}
         self._second: Ready | None = None
-        self._strokes = StrokeOps(self)
+        self._strokes, self._finds = StrokeOps(self), FindOps(self)
 
     def operations(self) -> Mapping[str, Callable[[Params, Progress], Values]]:
         """All operations by name."""
@@ -152,6 +153,7 @@ class Session:
             "compare_masks": compare_masks,
             "next_cases": partial(next_cases, self),
             **self._strokes.operations(),
+            **self._finds.operations(),
         }
 
     def info(self, _params: Params, progress: Progress) -> Values:
@@ -170,13 +172,13 @@ class Session:
 
     def load(self, params: Params, progress: Progress) -> Values:
         """Load a model and keep it."""
-        return self._model(params, progress).facts
+        return self.model(params, progress).facts
 
     def predict(self, params: Params, progress: Progress) -> Values:
         """Labels on the scan's own grid with volumes per class, or values of the whole case."""
         from training_backend.evaluate.predict import predict_volumes
 
-        ready = self._model(params, progress)
+        ready = self.model(params, progress)
         found = predict_volumes(
             ready.loaded,
             _volumes(params),
@@ -200,7 +202,7 @@ class Session:
         """The first scan on the grid of the second, with its label map, and how space was bent."""
         from training_backend.evaluate.register import register_volumes
 
-        ready, volumes, labels = self._model(params, progress), _volumes(params), params.get("labels")
+        ready, volumes, labels = self.model(params, progress), _volumes(params), params.get("labels")
         if len(volumes) != 2:
             raise RunError(f"Registration takes two scans, but {len(volumes)} were given.", "Choose a moving scan.")
         progress(0.0, "Registering")
@@ -223,7 +225,7 @@ class Session:
         from training_backend.evaluate import feature_cache
         from training_backend.evaluate.features import body_tokens, map_tiles, token_features
 
-        ready = self._model(params, progress)
+        ready = self.model(params, progress)
         volumes, profile, encoder = _volumes(params), ready.loaded.profile, ready.loaded.encoder
         normalised, overlap = bool(params.get("normalised", True)), float(params.get("overlap", 0.5))
         places = json.dumps([volume.geometry.to_dict() for volume in volumes])
@@ -250,7 +252,7 @@ class Session:
         """Masked view, reconstruction and error of a scan by a pre-trained model."""
         from training_backend.evaluate.reconstruct import check_reconstructs
 
-        ready = self._model(params, progress)
+        ready = self.model(params, progress)
         check_reconstructs(ready.loaded)
         progress(0.0, "Reconstructing")
         return {**ready.facts, **_pictures(ready.loaded.method, ready.loaded.module, ready.loaded.profile, params)}
@@ -282,7 +284,7 @@ class Session:
         from training_backend.data.prepare import prepare
         from training_backend.evaluate.features import class_attention
 
-        ready = self._model(params, progress)
+        ready = self.model(params, progress)
         prepared = prepare(_volumes(params), ready.loaded.profile)
         found, heads = class_attention(
             ready.loaded.encoder,
@@ -300,7 +302,7 @@ class Session:
         from training_backend.evaluate.view import draw
         from training_backend.methods.base import Frame
 
-        ready = self._model(params, progress)
+        ready = self.model(params, progress)
         cases = self._cases(params, ready.loaded.profile, progress)
         scans = [] if cases and not params.get("volumes") else [_volumes(params)]
         if params.get("other"):
@@ -393,10 +395,10 @@ class Session:
 
     def ready(self, params: Params, progress: Progress) -> tuple[Values, LoadedModel]:
         """Facts of the model of `params["source"]`, and the model on its device."""
-        ready = self._model(params, progress)
+        ready = self.model(params, progress)
         return ready.facts, ready.loaded
 
-    def _model(self, params: Params, progress: Progress) -> Ready:
+    def model(self, params: Params, progress: Progress) -> Ready:
         """The model of `params["source"]`, loaded again only when it changed on disk."""
         source = str(params.get("source") or "")
         if not source:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -24,6 +23,8 @@ _HIDDEN = ui(hidden=True)
 _SLIDER = ui(widget="slider")
 FINE = 4
 """Voxels along each axis of an element of a smooth map."""
+FAINT = 1e-3
+"""Difference of gates below which a map is not worth looking at."""
 LONGEST = 20_000
 """Letters of a text that a view takes."""
 _CASES = 12
@@ -94,11 +95,11 @@ def sentence_gates(
     from training_backend.errors import DataError
 
     said = _sentences(network, options.text)
-    reports = _read(network, [said], generator)
+    reports = _read(network, [said], generator, padded=bool(options.word))
     kept = int(reports.present.sum())
     if options.sentence > kept:
         raise DataError(f"The report has {kept} sentences that are read, so sentence {options.sentence} is none.")
-    tokens, texts, grid = _looked(network, volume), network.read(reports), _grid(volume)
+    tokens, texts, grid = _looked(network, volume), network.read(reports, hidden=False), _grid(volume)
     passages = [
         Passage(tuple(Piece(part) for part, _ in _words(network, sentence)), str(number), value)
         for number, (sentence, value) in enumerate(
@@ -113,10 +114,12 @@ def sentence_gates(
         what = f"sentence {options.sentence}"
     else:
         place = _places(network, reports, said, options)
-        pairs = network.words(replace(texts, masked=texts.whole), reports, tokens, grid).gates
+        pairs = network.words(texts, reports, tokens, grid).gates
         gate = _reduced([(two[0][:, place].mean(1), one[0][place].mean(0)) for one, two in pairs], options)
         what = f"word {options.word} of sentence {options.sentence}"
-    yield Frame([_map("gates", gate, grid, options)], f"{_ranging(gate)} for {what} of {kept}.", passages=passages)
+    yield Frame(
+        [_map("gates", gate, grid, options)], f"{what.capitalize()} of {kept}. {_ranging(gate)}.", passages=passages
+    )
 
 
 def query(network: Mg3d, volume: Tensor, options: GateOptions, generator: torch.Generator) -> Iterator[Frame]:
@@ -129,7 +132,7 @@ def query(network: Mg3d, volume: Tensor, options: GateOptions, generator: torch.
     reports = _read(network, [[text]], generator)
     grid = _grid(volume)
     tokens = _looked(network, volume)
-    pairs = network.wholes(tokens, network.read(reports), reports, grid).gates
+    pairs = network.wholes(tokens, network.read(reports, hidden=False), reports, grid).gates
     gate = _reduced([(one[0, :, 0], two[0, 0]) for one, two in pairs], options)
     unknown = _unknown(network, reports)
     hint = f" {unknown} of its tokens are no words that the model knows." if unknown else ""
@@ -157,7 +160,7 @@ def words(network: Mg3d, volume: Tensor, options: WordOptions, generator: torch.
     from training_backend.nn.reports import IGNORED
 
     said = _sentences(network, options.text)
-    reports = _read(network, [said], generator, options.word_ratio)
+    reports = _read(network, [said], generator, options.word_ratio, padded=True)
     found = network.words(network.read(reports), reports, _looked(network, volume), _grid(volume))
     labels, sure = reports.labels[0], found.logits[0].float().softmax(-1)
     passages, right, hidden = [], 0, 0
@@ -209,7 +212,7 @@ def patients(
         raise DataError("The views of these cases differ in size.", "Choose cases of one size.")
     said = [_sentences(network, case.report) for case in cases]
     reports = _read(network, said, generator)
-    texts = network.read(reports)
+    texts = network.read(reports, hidden=False)
     found = network.wholes(torch.cat(tokens), texts, reports, grid)
     there = reports.present
     wanted, seen = (_cosines(rows[there]) for rows in (texts.alone, found.sentences))
@@ -294,7 +297,9 @@ def _map(name: str, gate: Tensor, grid: tuple[int, int, int], options: GateOptio
 
 
 def _ranging(gate: Tensor) -> str:
-    return f"Gates from {float(gate.min()):.3f} (dark) to {float(gate.max()):.3f} (bright)"
+    low, high = float(gate.min()), float(gate.max())
+    faint = ", which differ so little that they tell no place" if high - low < FAINT else ""
+    return f"Gates from {low:.4f} (dark) to {high:.4f} (bright){faint}"
 
 
 def _places(network: Mg3d, reports: Reports, said: Sequence[str], options: SentenceOptions) -> Tensor:
@@ -353,12 +358,20 @@ def _refuse_silence(said: object, sentence: str, advice: str) -> None:
         raise DataError(sentence, advice)
 
 
-def _read(network: Mg3d, said: Sequence[Sequence[str]], generator: torch.Generator, hidden: float = 0.15) -> Reports:
+def _read(
+    network: Mg3d,
+    said: Sequence[Sequence[str]],
+    generator: torch.Generator,
+    hidden: float = 0.15,
+    *,
+    padded: bool = False,
+) -> Reports:
+    """Reports as the network was trained to read them; padding, which words see and sentences do not, on wish alone."""
     from training_backend.nn.reports import read_reports
 
-    padded = network.settings.all_padding
     device = next(network.parameters()).device
-    return read_reports(said, network.tokeniser, generator, hidden=hidden, padded=padded).to(device)
+    fill = padded and network.settings.all_padding
+    return read_reports(said, network.tokeniser, generator, hidden=hidden, padded=fill).to(device)
 
 
 _seen: WeakKeyDictionary[Any, tuple[tuple[str, int], Tensor]] = WeakKeyDictionary()

@@ -210,22 +210,27 @@ class Mg3d(nn.Module):
         if pooler is not None:
             pooler.requires_grad_(False)  # nothing reads it
 
-    def read(self, reports: Reports) -> Said:
-        """What the text model makes of `reports`; both versions of a report go through it together, once."""
+    def read(self, reports: Reports, hidden: bool = True) -> Said:
+        """What the text model makes of `reports`; both versions of a report go through it together, once.
+
+        Without `hidden`, the version with hidden words is left out, and `Said.masked` is that of the whole text.
+        """
+        versions = 2 if hidden else 1
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_text):
             states = self.language_encoder(
-                input_ids=torch.cat([reports.masked, reports.ids]),
-                attention_mask=reports.mask.repeat(2, 1),
+                input_ids=torch.cat([reports.masked, reports.ids]) if hidden else reports.ids,
+                attention_mask=reports.mask.repeat(versions, 1),
                 output_hidden_states=True,
             )
-            masked, whole = states.last_hidden_state.chunk(2)
+            parts = states.last_hidden_state.chunk(versions)
         with torch.no_grad():
-            embedded = states.hidden_states[0].chunk(2)[1].detach()
+            embedded = states.hidden_states[0].chunk(versions)[-1].detach()
             number, sentences, length = reports.alone.shape
             single = self.language_encoder.embeddings(input_ids=reports.alone.view(-1, length))  # type: ignore[operator]
             alone = masked_mean(single, reports.alone_mask.view(-1, length).bool()).view(number, sentences, -1)
         words = None if self.all_padding else reports.mask.bool()
-        return Said(embedded, self._text(masked), self._text(whole), alone, words)
+        whole = self._text(parts[-1])
+        return Said(embedded, self._text(parts[0]) if hidden else whole, whole, alone, words)
 
     def look(self, volume: Tensor) -> Tensor:
         """Projected tokens [B, L, E] of `volume` [B, C, D, H, W]."""

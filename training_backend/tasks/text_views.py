@@ -126,7 +126,7 @@ def _map(network: TextMatch, gate: Tensor, volume: Tensor) -> PreviewArray:
     side, order = visual.side, visual.order
     array = gate.float().view(side, side, side).permute(*(order.index(axis) for axis in range(3)))
     size = tuple(volume.shape[2:])
-    steps = tuple(next(step for step in (8, 4, 2, 1) if n % step == 0) for n in size)
+    steps = tuple(next(k for k in (8, 4, 2, 1) if k == 1 or (n % k == 0 and n // k >= 2 * side)) for n in size)
     fine = tuple(n // step for n, step in zip(size, steps, strict=True))
     drawn = F.interpolate(array[None, None], size=fine, mode="trilinear", align_corners=False)[0, 0]
     limits = (float(gate.min()), max(float(gate.max()), float(gate.min()) + 1e-6))
