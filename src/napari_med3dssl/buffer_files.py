@@ -98,13 +98,18 @@ def member_layers(buffer: Buffer, case: str) -> list[_layers.LayerData]:
     Raises:
         DataError: a report has no picture, or the files are gone.
     """
-    from training_backend.data.store import open_case
-
     dataset = buffer.open()
     if case not in dataset.records:
         raise DataError(f"{case} is not in the dataset {dataset.info.name} any more.")
     if buffer.kind == "text":
         raise DataError(f"{case} is a report; there is no scan to open.")
+    return stored_layers(dataset, case)
+
+
+def stored_layers(dataset: Dataset, case: str) -> list[_layers.LayerData]:
+    """Layers of the scans of a case, from the store of its dataset; colours of a picture add up to it."""
+    from training_backend.data.store import open_case
+
     stored = open_case(dataset, dataset.records[case])
     volumes = []
     for number, (contrast, statistics) in enumerate(zip(stored.contrasts, stored.statistics, strict=True)):

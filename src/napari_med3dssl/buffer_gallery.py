@@ -338,14 +338,15 @@ def _item(one: Thumbnail) -> QListWidgetItem:
     else:
         item = QListWidgetItem(f"{member.case}\n{where}")
     if one.picture is not None:
-        item.setIcon(QIcon(_pixmap(one.picture)))
+        item.setIcon(QIcon(pixmap_of(one.picture)))
     item.setTextAlignment(Qt.AlignmentFlag.AlignHCenter if one.picture is not None else Qt.AlignmentFlag.AlignLeft)
     item.setToolTip(one.problem or f"{member.case}: {where} from its centre. Click to open.")
     item.setData(Qt.ItemDataRole.UserRole, member.case)
     return item
 
 
-def _pixmap(picture: Any) -> QPixmap:
+def pixmap_of(picture: Any) -> QPixmap:
+    """A picture [h, w, 3] for Qt."""
     height, width = picture.shape[:2]
     image = QImage(np.ascontiguousarray(picture).data, width, height, 3 * width, QImage.Format.Format_RGB888)
     return QPixmap.fromImage(image.copy())

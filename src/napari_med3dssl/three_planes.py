@@ -56,7 +56,7 @@ class ThreePlanes(QWidget):
         self._timer.setSingleShot(True)
         self._timer.setInterval(SETTLE_MS)
         self._timer.timeout.connect(self.draw)
-        self._events = (
+        self._events: tuple[Any, ...] = (
             viewer.dims.events.point,
             viewer.layers.events.inserted,
             viewer.layers.events.removed,
@@ -218,7 +218,7 @@ def _slice(layer: Any, axis: int, place: float) -> Any | None:
     index = round((place - float(layer.translate[axis])) / float(layer.scale[axis]))
     if not 0 <= index < layer.data.shape[axis]:
         return None
-    return np.asarray(layer.data[(slice(None),) * axis + (index,)])
+    return np.array(layer.data[(slice(None),) * axis + (index,)], order="C")
 
 
 def _placed(layer: Any, down: int, right: int) -> QTransform:
@@ -233,6 +233,9 @@ def _paint(item: pg.ImageItem, layer: Any, values: Any) -> None:
     if getattr(layer, "rgb", False):
         item.setLookupTable(None)
         item.setImage(values, autoLevels=False, levels=(0, 255) if values.dtype == np.uint8 else (0, 1))
+    elif type(layer).__name__ == "Labels" and values.dtype == np.uint8:
+        item.setLookupTable(_bytes(layer.colormap.map(np.arange(256, dtype=np.uint8))))
+        item.setImage(values, autoLevels=False, levels=(0, 255))
     elif type(layer).__name__ == "Labels":
         item.setLookupTable(None)
         item.setImage(_bytes(layer.colormap.map(values)), autoLevels=False, levels=(0, 255))

@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_told_and_nothing_written(series: Path, tmp_path: P
         write_segmentation(labels, CLASSES, other, out)
     with pytest.raises(DataError, match="no labelled voxel"):
         write_segmentation(labels.with_array(labels.array * 0), CLASSES, series, out)
-    with pytest.raises(DataError, match="end in .dcm"):
+    with pytest.raises(DataError, match=r"end in \.dcm"):
         write_segmentation(labels, CLASSES, series, tmp_path / "organs.nii")
     for path in series.glob("*"):
         ds = pydicom.dcmread(path)

@@ -11,7 +11,6 @@ from qtpy.QtCore import Qt
 
 from napari_med3dssl import _compat
 from napari_med3dssl._layers import add, labels_layer, volume_layer
-from napari_med3dssl._state import State
 from napari_med3dssl.explore import ExplorePanel
 from napari_med3dssl.explore_beside import NEEDS_TWO, TOO_MANY, BesideSection
 from napari_med3dssl.three_planes import ThreePlanes
@@ -51,7 +50,8 @@ def test_contrasts_in_a_grid_and_back(section: BesideSection) -> None:
     viewer = section.panel.viewer
     assert section.told.text() == NEEDS_TWO
     assert not section.grid_button.isEnabled()
-    viewer.layers["PD"].visible = False
+    viewer.layers["PD"].visible = True
+    viewer.layers["T2"].visible = False
     before = {layer.name: layer.visible for layer in viewer.layers}
     tick(section, "T1", "PD")
     section.grid_button.click()
@@ -61,8 +61,7 @@ def test_contrasts_in_a_grid_and_back(section: BesideSection) -> None:
     assert len({grid.position(viewer.layers.index(name), viewer.layers) for name in ("T1", "PD")}) == 2
     section.grid_button.click()
     assert not grid.enabled
-    assert viewer.layers["T1"].visible and viewer.layers["T2"].visible
-    assert {layer.name: layer.visible for layer in viewer.layers}["T2"] == before["T2"]
+    assert {layer.name: layer.visible for layer in viewer.layers} == before
 
 
 def test_linked_contrast_follows_and_ends_with_the_grid(section: BesideSection) -> None:
@@ -92,7 +91,7 @@ def test_models_lie_on_their_scan_one_to_a_cell(section: BesideSection, phantom:
             cells.setdefault(grid.position(number, viewer.layers), []).append(layer)
     assert len(cells) == 3
     for _, (below, above) in sorted(cells.items()):
-        assert type(below).__name__ == "Image" and type(above).__name__ == "Labels"
+        assert [type(layer).__name__ for layer in (below, above)] == ["Image", "Labels"]
         assert np.shares_memory(below.data, section.panel.scan.data)
     assert [sorted(cells)[k] for k in range(3)] == [(0, 0), (0, 1), (1, 0)]
     assert [cells[at][1].name.partition(" ·")[0] for at in sorted(cells)] == ["model A", "model B", "model C"]

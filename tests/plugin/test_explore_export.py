@@ -114,7 +114,8 @@ def test_an_animation_goes_through_the_slices_and_puts_the_view_back(
     before = (tuple(viewer.dims.point), _compat.camera(viewer).zoom)
     section.frames.setValue(4)
     section.write_animation(tmp_path / "slices.gif")
-    assert section.cancel_button.isEnabled() and not section.figure_button.isEnabled()
+    assert section.cancel_button.isEnabled()
+    assert not section.figure_button.isEnabled()
     wait(lambda: (tmp_path / "slices.gif").is_file())
     work_done(qtbot)
     with Image.open(tmp_path / "slices.gif") as film:
@@ -159,6 +160,7 @@ def test_the_command_of_what_was_computed(section: ExportSection, capsys: Any) -
     words = shlex.split(QGuiApplication.clipboard().text())
     assert words[:4] == ["med3dssl", "view", "--run", "my run"]
     assert words[words.index("--centre") + 1 :][:3] == ["1", "2", "3"]
-    assert "prefix=0.25" in words and "Replace SCAN by files" in section.told.text()
+    assert "prefix=0.25" in words
+    assert "Replace SCAN by files" in section.told.text()
     assert main(words[1:]) == 1  # every flag is understood; there is no such run
     assert "my run" in capsys.readouterr().err
