@@ -19,8 +19,11 @@ from napari_med3dssl import _work
 from napari_med3dssl._layers import facts_of, volume_of
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, Page, button, button_row, combo, wrapping
+from napari_med3dssl.cohort_map import CohortSection
+from napari_med3dssl.explore_beside import BesideSection
 from napari_med3dssl.explore_cases import CasesSection
 from napari_med3dssl.explore_compare import CompareSection
+from napari_med3dssl.explore_export import ExportSection
 from napari_med3dssl.explore_findings import FindingsSection
 from napari_med3dssl.explore_learn import LearnSection
 from napari_med3dssl.explore_maths import TokenIndex
@@ -62,6 +65,17 @@ class Features:
     index: TokenIndex
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of the model process last: operation, model, parameters, and the layers of the scans."""
+
+    op: str
+    source: str
+    params: dict[str, Any]
+    scan: Any
+    other: Any
+
+
 class ExplorePanel(QWidget):
     """Features, similarity, embedding map, reconstruction, attention and the views of a method, of one scan.
 
@@ -74,6 +88,7 @@ class ExplorePanel(QWidget):
         self.state = state
         self.features: Features | None = None
         self.views: list[ViewSection] = []
+        self.asked: Asked | None = None
         self._facts: ModelFacts | None = None
         self._maps: dict[str, PictureLayers] = {}
         self._job: _work.Job | None = None
@@ -153,6 +168,7 @@ class ExplorePanel(QWidget):
         except Med3dError as error:
             self.notice.say("error", str(error))
             return False
+        self.asked = Asked(op, self.state.model, {**params}, None if scanless else scan or self.scan, other)
         if partial is not None:
             params["partial"] = _work.Latest(self, partial).put
         client, source = self.state.client, self.state.model
@@ -254,6 +270,9 @@ class ExplorePanel(QWidget):
         self.embedding = EmbeddingSection(self)
         self.masking = MaskingSection(self)
         self.attention = AttentionSection(self)
+        self.beside = BesideSection(self)
+        self.export = ExportSection(self)
+        self.cohort = CohortSection(self)
         page = Page()
         page.column.addLayout(form)
         page.column.addWidget(button_row(self.compute_button, self.load_button, self.cancel_button))
@@ -270,6 +289,8 @@ class ExplorePanel(QWidget):
         page.column.addWidget(self.report)
         self._column = QVBoxLayout()
         page.column.addLayout(self._column)
+        for section in (self.beside, self.cohort, self.export):
+            page.column.addWidget(section)
         page.column.addStretch(1)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -371,7 +392,8 @@ class ExplorePanel(QWidget):
         self.scan_box.blockSignals(False)
         if self.scan is not chosen:
             self._forget_features()
-        self.comparison.offer()
+        for section in (self.comparison, self.beside, self.export):
+            section.offer()
         self._offer_others()
         self._refresh()
 

@@ -25,6 +25,8 @@ operation           parameters                                         values
                     `other_centre`, `against` (another source),        `passages`
                     `dataset` and `cases` (ids)
 ``next_cases``      `source`, `folder`, `by`, `count`                  `choices`, see `evaluate.next_case.Choice`
+``cohort_map``      `source`, `folders`, `regions`                     see `jobs.cohort_ops.cohort_map`
+``cohort_umap``     `vectors`                                          `places` [N, 2]
 ``estimate``        `config`, `steps`                                  fields of `engine.estimate.Estimate`,
                                                                        `sentence`
 ``import_report``   `config`                                           fields of `weights.report.ImportReport`,
@@ -59,6 +61,7 @@ from training_backend.data.classes import class_table
 from training_backend.data.manifest import ClassEntry, DatasetInfo
 from training_backend.data.volume import Volume
 from training_backend.errors import RunError
+from training_backend.jobs.cohort_ops import cohort_map, cohort_umap
 from training_backend.jobs.compare_ops import compare_masks
 from training_backend.jobs.find_ops import FindOps
 from training_backend.jobs.learn_ops import next_cases
@@ -152,6 +155,8 @@ class Session:
             "import_report": self.import_report,
             "compare_masks": compare_masks,
             "next_cases": partial(next_cases, self),
+            "cohort_map": partial(cohort_map, self),
+            "cohort_umap": cohort_umap,
             **self._strokes.operations(),
             **self._finds.operations(),
         }
