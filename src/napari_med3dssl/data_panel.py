@@ -13,7 +13,6 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QInputDialog,
     QLineEdit,
-    QPlainTextEdit,
     QProgressBar,
     QVBoxLayout,
     QWidget,
@@ -35,6 +34,7 @@ from napari_med3dssl._widgets import (
 )
 from napari_med3dssl.case_table import CaseTable, Row
 from napari_med3dssl.forms import Form
+from napari_med3dssl.report_box import ReportBox
 from napari_med3dssl.results import replace_layers
 from training_backend.config import IngestConfig
 from training_backend.errors import DataError, Med3dError
@@ -60,6 +60,9 @@ LAYOUTS = {
     "list": "a list of paths",
     "reports": "a table of reports",
     "abstracts": "sentences of abstracts",
+    "ct-rate": "CT-RATE",
+    "ctrg": "CTRG-Chest",
+    "arrow": "MG-3D's arrow tables",
     "ua-mt": "UA-MT",
     "dicom": "a DICOM tree",
 }
@@ -173,10 +176,7 @@ class DataPanel(QWidget):
         self.table.itemSelectionChanged.connect(self._tell_row)
         self.row_text = wrapping("")
         self.row_text.setAccessibleName("What was found in the chosen case")
-        self.report = QPlainTextEdit()
-        self.report.setReadOnly(True)
-        self.report.setAccessibleName("Report of the case that was opened")
-        self.report.setMaximumHeight(140)
+        self.report = ReportBox()
         self.report.hide()
         self.actions = self._build_actions()
         self.saving = self._build_saving()
@@ -251,8 +251,7 @@ class DataPanel(QWidget):
             return
         case, root = row.case, self._root()
         self._reported = case.id
-        self.report.setPlainText(case.report)
-        self.report.setVisible(bool(case.report))
+        self.report.show_report(case.report)
         if not case.images:
             return
         self._start(
@@ -522,12 +521,14 @@ class DataPanel(QWidget):
 
 def layers_of_case(case: CaseRecord, root: Path, classes: Any) -> list[_layers.LayerData]:
     """Layers of a case from its source files."""
-    from training_backend.data.read import read_classes, read_volume
+    from training_backend.data.read import read_classes, read_volume, rescaled
 
     layers = []
     for image in case.images:
         name = f"{case.id} · {image.contrast}" if len(case.images) > 1 else case.id
-        layers.append(_layers.volume_layer(read_volume(root / image.path, key=image.key), name=name))
+        layers.append(
+            _layers.volume_layer(rescaled(read_volume(root / image.path, key=image.key), image.rescale), name=name)
+        )
     if case.label is not None:
         label = read_classes(root / case.label.path, key=case.label.key, values=case.label.values)
         layers.append(_layers.labels_layer(label.array, label.geometry, f"{case.id} · label", classes))

@@ -17,7 +17,7 @@ import numpy as np
 from training_backend.data.dataset import Dataset
 from training_backend.data.ingest import Progress
 from training_backend.data.manifest import CaseRecord, ImageRecord
-from training_backend.data.read import read_classes, read_volumes
+from training_backend.data.read import read_classes, read_volumes, rescaled
 from training_backend.data.resample import resample_like
 from training_backend.data.volume import Array, Volume
 from training_backend.data.write import write_volume
@@ -163,7 +163,7 @@ def _write_case(
 
 
 def _read(dataset: Dataset, record: ImageRecord) -> Volume:
-    return read_volumes(dataset.source(record), key=record.key)[0]
+    return rescaled(read_volumes(dataset.source(record), key=record.key)[0], record.rescale)
 
 
 def _values(dataset: Dataset, cases: Iterable[CaseRecord]) -> set[int]:

@@ -57,7 +57,7 @@ def _labels(moving: CaseRecord, fixed: CaseRecord) -> list[ImageRecord]:
 
 
 def _image(dataset: Dataset, case: CaseRecord, contrasts: tuple[str, ...]) -> Volume:
-    from training_backend.data.read import read_volume
+    from training_backend.data.read import read_volume, rescaled
 
     record = next((image for image in case.images if image.contrast in contrasts), case.images[0])
-    return read_volume(dataset.source(record), key=record.key)
+    return rescaled(read_volume(dataset.source(record), key=record.key), record.rescale)
