@@ -59,7 +59,7 @@ def photograph_learn(photographer: Photographer, dataset: Path, run: Path) -> No
         section.fold(False)
         photographer.settle(1)
         section.next_button.click()
-        photographer.wait(lambda: section.list.count() > 0 and not section._jobs)
+        photographer.wait(lambda: section.list.count() > 0 and not section._jobs, 300)
         section.open_case(section.list.item(0).data(256))
         photographer.wait(lambda: not section._jobs and panel.scan is not None)
         scan = panel.scan

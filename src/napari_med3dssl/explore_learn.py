@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QCheckBox, QFormLayout, QListWidget, QListWidgetItem, QWidget
+from qtpy.QtWidgets import QCheckBox, QFormLayout, QListWidget, QListWidgetItem
 
 from napari_med3dssl import _work
 from napari_med3dssl._layers import classes_of, facts_of, geometry_of, volume_of
@@ -169,6 +169,7 @@ class LearnSection(Section):
         self.list.setAccessibleName("Cases to label next")
         self.list.setToolTip("Click a case to open it.")
         self.list.setWordWrap(True)
+        self.list.setSpacing(3)
         self.list.setFixedHeight(LIST_HEIGHT)
         self.list.itemClicked.connect(self._open_item)
         self.list.itemActivated.connect(self._open_item)
@@ -187,22 +188,19 @@ class LearnSection(Section):
         self.undo_button = button("Undo", self.undo, "Take the mask that was accepted last back.")
         self.train_button = button("Continue from best", self.train_on, "Fine-tune on with all accepted masks.")
         self.notice = Notice()
-        self.body = QWidget()
-        form = QFormLayout(self.body)
-        form.setContentsMargins(0, 4, 0, 0)
-        form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.addRow(self.told)
-        form.addRow("Next by", self.by)
-        form.addRow(button_row(self.next_button))
-        form.addRow(self.list)
-        form.addRow("Mask", self.mask_box)
-        form.addRow("Case", self.case_box)
-        form.addRow(self.painted)
-        form.addRow("Looked for", self.classes)
-        form.addRow(button_row(self.accept_button, self.undo_button, self.train_button))
-        form.addRow(self.notice)
-        self.column.addWidget(self.body)
+        above, below = _form(), _form()
+        above.addRow(self.told)
+        above.addRow("Next by", self.by)
+        above.addRow(button_row(self.next_button))
+        below.addRow("Mask", self.mask_box)
+        below.addRow("Case", self.case_box)
+        below.addRow(self.painted)
+        below.addRow("Looked for", self.classes)
+        below.addRow(button_row(self.accept_button, self.undo_button, self.train_button))
+        self.column.addLayout(above)
+        self.column.addWidget(self.list)
+        self.column.addLayout(below)
+        self.column.addWidget(self.notice)
 
     def _offer_cases(self) -> None:
         known = self.case_box.currentData()
@@ -297,7 +295,7 @@ class LearnSection(Section):
     def _show_next(self, choices: list[dict[str, Any]]) -> None:
         self.list.clear()
         for choice in choices:
-            item = QListWidgetItem(f"{choice['case_id']}: {choice['reason']}")
+            item = QListWidgetItem(f"{choice['case_id']}\n{choice['reason']}")
             item.setData(Qt.ItemDataRole.UserRole, choice["case_id"])
             self.list.addItem(item)
         self.list.show()
@@ -338,13 +336,21 @@ class LearnSection(Section):
             labelled = sum(case.label is not None for case in cases)
             accepted = sum(bool(case.accepted) for case in dataset.cases())
             told = f"{dataset_name(dataset.folder)}: {labelled} of {len(cases)} training cases have a label map"
-            told += f", {accepted} of all were accepted here." if accepted else "."
+            told += f"; accepted masks: {accepted}." if accepted else "."
             self.told.setText(told if self._masks else f"{told} {NO_MASK}")
         self.next_button.setEnabled(idle and dataset is not None and bool(self._state.model))
         self.accept_button.setEnabled(idle and self._mask is not None and self.case_box.currentIndex() >= 0)
         self.undo_button.setEnabled(idle and dataset is not None and any(c.accepted for c in dataset.records.values()))
         runs = facts is not None and facts.kind == "finetune" and Path(self._state.model, "run.json").is_file()
         self.train_button.setEnabled(idle and dataset is not None and runs)
+
+
+def _form() -> QFormLayout:
+    form = QFormLayout()
+    form.setContentsMargins(0, 4, 0, 0)
+    form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return form
 
 
 def _state_of(case: CaseRecord) -> str:

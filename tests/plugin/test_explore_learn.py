@@ -121,7 +121,7 @@ def test_from_the_next_case_to_a_run_that_trains_on(section: LearnSection, folde
     section.accept_button.click()
     done(section, qtbot)
     assert section.notice.text.startswith(f"The mask was accepted for case {id}")
-    assert "2 of 3 training cases have a label map, 1 of all" in section.told.text()
+    assert "2 of 3 training cases have a label map; accepted masks: 1." in section.told.text()
     dataset = Dataset.open(folder)
     case = dataset.case(id)
     assert case.label is not None

@@ -164,7 +164,8 @@ def undo(folder: Path, case_id: str = "") -> AcceptReport:
         dataset.info = dataset.info.model_copy(update={"classes": rows})
         dataset.save()
     now = "the label map that it had before" if record.label else "no label map, as before"
-    told = f"Case {case.id} has {now}. The mask itself is kept: {kept.path if kept else ''}."
+    place = f" The mask itself is kept: sources/{case.id}/{Path(kept.path).name}." if kept else ""
+    told = f"Case {case.id} has {now}.{place}"
     return AcceptReport(record, (told,))
 
 
