@@ -54,7 +54,13 @@ def predict(
     return table
 
 
-def evaluate(run: str, data: Path, split: Literal["train", "val", "test"] = "val", output: Path | None = None) -> Table:
+def evaluate(
+    run: str,
+    data: Path,
+    split: Literal["train", "val", "test"] = "val",
+    output: Path | None = None,
+    classifier: str | None = None,
+) -> Table:
     """Score a fine-tuned model on a split of a dataset: every case, every class, and their means with intervals.
 
     Args:
@@ -62,10 +68,11 @@ def evaluate(run: str, data: Path, split: Literal["train", "val", "test"] = "val
         data: Dataset.
         split: Which cases.
         output: CSV to write as well.
+        classifier: Model that tells findings of reports, to compare written reports with the true ones by.
     """
     from training_backend.evaluate.score import score_split
 
-    table = score_split(run, data, split, progress=progress_bar("evaluate"))
+    table = score_split(run, data, split, progress=progress_bar("evaluate"), classifier=classifier)
     if output is not None:
         table.write_csv(output)
     return table
