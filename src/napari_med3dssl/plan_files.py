@@ -75,7 +75,7 @@ def read_forgetting(folder: Path) -> Forgetting:
 
 def plan_checks(plan: PlanConfig) -> list[Check]:
     """What would hinder a plan: data of each stage, and what its first stage can rehearse."""
-    from training_backend.jobs.plan_stages import check_data
+    from training_backend.jobs.plan_stages import check_data, doubt
 
     found = []
     for stage in plan.stages:
@@ -86,6 +86,8 @@ def plan_checks(plan: PlanConfig) -> list[Check]:
             continue
         cases = len(dataset.cases(split="train"))
         found.append(Check("ok", f"{stage.modality}: {cases} cases to train on in {dataset.info.name}."))
+        if told := doubt(stage, dataset):
+            found.append(Check("warning", told))
     return [*found, *_start_checks(plan)]
 
 

@@ -24,7 +24,7 @@ from training_backend.errors import ConfigError, DataError, Med3dError, RunError
 from training_backend.evaluate.forgetting import read
 from training_backend.jobs import launcher
 from training_backend.jobs import plan as plans
-from training_backend.jobs.plan_stages import Start, check_data, from_run, stage_config, start_of
+from training_backend.jobs.plan_stages import Start, check_data, doubt, from_run, stage_config, start_of
 from training_backend.jobs.registry import list_runs, summary
 
 
@@ -170,10 +170,20 @@ def test_data_that_go_missing_on_the_way_fail_the_plan_and_lose_nothing(data, he
     error = run.error()
     assert error is not None
     assert "rehearses cases of the dataset 2D_xray, which is not at" in error["sentence"]
+    assert error["hint"].startswith("Put the dataset back, or write its place as dataset into ")
+    assert error["hint"].endswith("What was learnt is kept; resume the plan then.")
     (tmp_path / "away").rename(tmp_path / "data" / "2D_xray")
     before = (run.path / "stages" / "01-2D_xray" / "model.safetensors").stat().st_mtime_ns
     assert plans.main([str(run.path)]) == 0
     assert (run.path / "stages" / "01-2D_xray" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_scans_that_look_like_no_ct_are_doubted(data):
+    stage = plan_of({"3D_CT": data["3D_MR"]}).stages[0]
+    assert doubt(stage, check_data(stage)).startswith("Nothing says that the scans of the dataset 3D_MR are CT")
+    assert doubt(stage.updated({"dataset": data["3D_CT"]}), check_data(stage.updated({"dataset": data["3D_CT"]}))) == ""
+    told = stage.updated({"settings": {"data": {"intensity": {"profile": "identity"}}}})
+    assert doubt(told, check_data(told)) == ""
 
 
 def test_more_clusters_than_cases_fails_after_the_stage_was_trained(data, here, tmp_path):
@@ -229,13 +239,13 @@ def test_names_of_ones_own_need_a_kind_and_come_once(data):
 
 def test_a_moved_plan_finds_its_buffers_and_weights_again(data, here, tmp_path):
     (tmp_path / "one").mkdir()
-    plan = plan_of(some(data, "2D_xray", "3D_CT"), steps=2)
-    run = plans.create(tmp_path / "one" / "plan", plan.updated({"stages": plan.model_dump()["stages"][:1]}))
+    plan = plan_of(some(data, "1D_text", "2D_xray", "3D_CT"), steps=2)
+    run = plans.create(tmp_path / "one" / "plan", plan.updated({"stages": plan.model_dump()["stages"][:2]}))
     assert plans.main([str(run.path)]) == 0
     plans.change_plan(run, plan)
-    start = from_run(run.path / "stages" / "01-2D_xray")
-    second = plans._prepared(run.path / "stages" / "02-3D_CT", plans.read_plan(run.path), 2, start)
-    assert "one/plan" in second.config_path.read_text()
+    start = from_run(run.path / "stages" / "02-2D_xray")
+    third = plans._prepared(run.path / "stages" / "03-3D_CT", plans.read_plan(run.path), 3, start)
+    assert third.config_path.read_text().count("one/plan") == 4  # weights, two buffers, the words of the reports
     (tmp_path / "one").rename(tmp_path / "two")
     assert plans.main([str(tmp_path / "two" / "plan")]) == 0
-    assert len(read(tmp_path / "two" / "plan")) == 3
+    assert len(read(tmp_path / "two" / "plan")) == 6

@@ -229,7 +229,7 @@ def test_the_map_of_features_marks_members_and_opens_them(state: State, plan_fol
 def test_a_buffer_whose_files_moved_says_so(state: State, plan_folder: Path, tmp_path: Path, qtbot: Any) -> None:
     shutil.copytree(plan_folder, tmp_path / "moved")
     for path in (tmp_path / "moved").rglob("buffer.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": "gone"}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": "gone", "beside": "gone"}))
     dialog = BuffersDialog(None, state.viewer, "plan", tmp_path / "moved")  # type: ignore[arg-type]
     qtbot.addWidget(dialog)
     opened(dialog, qtbot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from training_backend.config.presets import pretrain_config
 from training_backend.config.registry import method
 from training_backend.data.prepare import InputProfile
-from training_backend.errors import WeightsError
+from training_backend.errors import ConfigError, WeightsError
+from training_backend.evaluate.reconstruct import check_reconstructs
 from training_backend.jobs.sources import model_facts
 from training_backend.weights.decoders import keep
 from training_backend.weights.earlier import earlier_decoder, is_earlier
@@ -86,3 +88,12 @@ def test_what_a_run_did_not_keep_is_refused(tmp_path: Path) -> None:
     assert not is_earlier(path)
     with pytest.raises(WeightsError):
         load_model(path)
+
+
+def test_a_decoder_of_reports_draws_no_scan(tmp_path: Path) -> None:
+    stage(tmp_path / "1", "3D_CT")
+    loaded = load_model(tmp_path / "1")
+    check_reconstructs(loaded)
+    reports = pretrain_config("medcoss", "tiny", Path("d"), {"method": {"modality": "1D_text"}})
+    with pytest.raises(ConfigError, match="guesses words of reports and draws no scans"):
+        check_reconstructs(replace(loaded, config=reports))

@@ -99,6 +99,8 @@ def check_reconstructs(loaded: LoadedModel) -> None:
     if loaded.kind != "pretrain":
         what = "was fine-tuned and no longer reconstructs" if loaded.kind == "finetune" else "is an encoder alone"
         raise ConfigError(f"This model {what}.", "Choose the pre-training run that it came from.")
+    if loaded.config.data.view == "text":
+        raise ConfigError("This model guesses words of reports and draws no scans.", "Choose one that reads scans.")
 
 
 def mean_hidden_error(pictures: Sequence[Picture]) -> float | None:

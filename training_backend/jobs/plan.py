@@ -42,6 +42,7 @@ from training_backend.jobs.plan_stages import (
     Start,
     beginning,
     check_data,
+    doubt,
     from_run,
     is_plan,
     planned_steps,
@@ -187,7 +188,8 @@ def _stage(
     trained = (folder / "run.json").exists() and summary(folder).state == "finished"
     name = folder.relative_to(run.path).as_posix()
     if not trained:
-        check_data(stage)
+        if told := doubt(stage, check_data(stage)):
+            report.warning(told, "data")
         own = _prepared(folder, plan, number, start)
         report.event("stage", stage=number, modality=stage.modality, run=name, phase="training")
         ending = _Child(own, control, report, progress, number).follow()
@@ -205,11 +207,14 @@ def _prepared(folder: Path, plan: PlanConfig, number: int, start: Start) -> RunD
     config = stage_config(plan, number, start)
     if not (folder / "run.json").exists():
         return RunDirectory.create(folder, config, folder.name)
-    own = RunDirectory.open(folder)
+    own, method = RunDirectory.open(folder), config.method.model_dump()
     moved = {
         "weights": config.weights,
         "data": {"dataset": config.data.dataset},
-        "method": {"rehearsal": {"buffers": config.method.model_dump()["rehearsal"]["buffers"]}},
+        "method": {
+            "rehearsal": {"buffers": method["rehearsal"]["buffers"]},
+            "text": {"source": method["text"]["source"]},
+        },
     }
     write_text(own.config_path, own.config().updated(moved).to_yaml())
     return own
@@ -250,10 +255,11 @@ class _Child:
                 self.control.obeyed("stop")
                 return found.state
             elif found.state in ("failed", "lost", "damaged"):
-                why = (self.own.error() or {}).get("sentence") or found.sentence
+                error = self.own.error() or {}
+                why, what = error.get("sentence") or found.sentence, error.get("hint") or "Mend it."
                 raise RunError(
                     f"The stage {self.own.path.name} {'failed' if found.state == 'failed' else 'was lost'}: {why}",
-                    "What was learnt is kept; mend it and resume the plan.",
+                    f"{what} What was learnt is kept; resume the plan then.",
                 )
 
     def _forwarded(self, state: str, alive: bool) -> str:

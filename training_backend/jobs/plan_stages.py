@@ -117,9 +117,18 @@ def from_run(folder: Path) -> Start:
     shared["text"] = method.text.model_dump()  # a card spells the whole tokenizer out, which a file says as well
     if (own / TOKENIZER).is_file():
         shared["text"] |= {"source": str(own), "tokeniser": ""}
-    buffers = (*method.rehearsal.buffers, *((own,) if known(own) else ()))
+    if source := shared["text"]["source"]:
+        shared["text"]["source"] = str(_moved(Path(source), folder))
+    earlier = (_moved(buffer, folder) for buffer in method.rehearsal.buffers)
+    buffers = (*earlier, *((own,) if known(own) else ()))
     kinds = tuple(dict.fromkeys((*method.encodes, method.kind)))
     return Start(str(folder), shared, kinds, buffers, folder)
+
+
+def _moved(path: Path, folder: Path) -> Path:
+    """What the run `folder` calls `path`; when its plan was moved, the same of the stage that lies beside it."""
+    beside = [parent.joinpath(*path.parts[-2:]) for parent in (folder.parent, folder.parent.parent)]
+    return next((place for place in (path, *beside) if place.exists()), path)
 
 
 def _from_file(weights: str) -> Start:
@@ -176,6 +185,16 @@ def check_data(stage: StageConfig) -> Dataset:
             "Choose another dataset, or give the modality a name of its own.",
         )
     return dataset
+
+
+def doubt(stage: StageConfig, dataset: Dataset) -> str:
+    """What may be wrong with data that could not be refused; empty where nothing is."""
+    if stage.modality != "3D_CT" or dataset.info.modality != "unknown" or "intensity" in stage.settings.get("data", {}):
+        return ""
+    return (
+        f"Nothing says that the scans of the dataset {dataset.info.name} are CT, and they look like none; the stage "
+        "3D_CT takes their values for Hounsfield units."
+    )
 
 
 def _kinds(dataset: Dataset) -> tuple[str, ...]:
