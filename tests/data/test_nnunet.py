@@ -113,3 +113,11 @@ def test_folds_that_cannot_be_read_are_told(heads: Dataset, tmp_path: Path) -> N
     (report.folder / "splits_final.json").write_text('{"train": []}', encoding="utf-8")
     with pytest.raises(DataError, match="no list of folds with train and val"):
         ingest([report.folder], tmp_path / "again", IngestConfig(workers=0))
+
+
+def test_classes_that_nobody_looked_for_are_not_exported_as_background(heads: Dataset, tmp_path: Path) -> None:
+    case = heads.cases(split="train", labelled=True)[0]
+    heads.put(case.model_copy(update={"annotated": (1,)}))
+    with pytest.raises(DataError, match=f"{case.id} was annotated for some classes only"):
+        write_nnunet(heads, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()

@@ -152,7 +152,7 @@ class Dataset:
         rows: list[Any] = [self.info.spacing_mm, [entry.index for entry in self.info.classes]]
         for case in self.cases():
             label = case.label.sha256 if case.label else ""
-            row = [case.id, case.split, [image.sha256 for image in case.images], label, case.target]
+            row: list[Any] = [case.id, case.split, [image.sha256 for image in case.images], label, case.target]
             row += [] if case.annotated is None else [list(case.annotated)]
             rows.append(row if case.images else [*row, hashlib.sha256(case.report.encode()).hexdigest()])
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -70,7 +70,8 @@ def write_nnunet(
 
     Raises:
         ConfigError: a number or name that nnU-Net does not take.
-        DataError: the folder exists, source files are gone, contrasts are missing, or no case has a label map.
+        DataError: the folder exists, source files are gone, contrasts are missing, no case has a label map,
+            or one was annotated for some classes only.
     """
     title = name or re.sub(r"[^A-Za-z0-9]+", "", dataset.info.name.title()) or "Dataset"
     if not 1 <= number <= 999 or not re.fullmatch(r"[A-Za-z0-9_]+", title):
@@ -83,6 +84,12 @@ def write_nnunet(
         raise DataError(f"{folder} exists already and is kept.", "Choose another number or name.")
     cases = dataset.cases()
     training = [case for case in cases if case.split in ("train", "val") and case.label is not None]
+    partly = [case.id for case in training if case.annotated is not None]
+    if partly:
+        raise DataError(
+            f"Case {partly[0]} was annotated for some classes only, which a dataset of nnU-Net cannot tell.",
+            f"Exclude the {len(partly)} cases of that kind, or annotate the other classes too.",
+        )
     if not training:
         raise DataError(
             f"{dataset.info.name} has no training case with a label map, which nnU-Net learns from.", "Add label maps."

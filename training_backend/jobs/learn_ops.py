@@ -16,7 +16,7 @@ def next_cases(session: Session, params: Params, progress: Progress) -> Values:
     from training_backend.data.dataset import Dataset
     from training_backend.evaluate import next_case
 
-    facts, model = session.ready(params, progress)
+    ready = session.model(params, progress)
 
     def said(share: float) -> bool:
         progress(share, "Looking at the unlabelled cases")
@@ -24,5 +24,5 @@ def next_cases(session: Session, params: Params, progress: Progress) -> Values:
 
     by, count = params.get("by", "both"), int(params.get("count", 10))
     dataset = Dataset.open(Path(params["folder"]))
-    found = next_case.next_cases(model, dataset, by, count, device=session.device, progress=said)
-    return {**facts, "choices": [asdict(choice) for choice in found]}
+    found = next_case.next_cases(ready.loaded, dataset, by, count, device=session.device, progress=said)
+    return {**ready.facts, "choices": [asdict(choice) for choice in found]}

@@ -398,11 +398,6 @@ class Session:
             found.append(PreparedCase.of(dataset, str(id), profile))
         return found
 
-    def ready(self, params: Params, progress: Progress) -> tuple[Values, LoadedModel]:
-        """Facts of the model of `params["source"]`, and the model on its device."""
-        ready = self.model(params, progress)
-        return ready.facts, ready.loaded
-
     def model(self, params: Params, progress: Progress) -> Ready:
         """The model of `params["source"]`, loaded again only when it changed on disk."""
         source = str(params.get("source") or "")
