@@ -66,8 +66,8 @@ def rescaled(volume: Volume, scale: tuple[float, float] | None) -> Volume:
     if scale is None:
         return volume
     whole = volume.array.dtype.kind in "iu" and all(number.is_integer() for number in scale)
-    array = volume.array.astype(np.int32 if whole else np.float32) * (int(scale[0]) if whole else np.float32(scale[0]))
-    array += int(scale[1]) if whole else np.float32(scale[1])
+    array: Array = volume.array.astype(np.float64) * scale[0] + scale[1]
+    array = np.rint(array).astype(np.int32) if whole else array.astype(np.float32)
     return _finished(replace(volume, array=whole_numbers(array, volume.name) if whole else array))
 
 

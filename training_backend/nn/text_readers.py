@@ -114,7 +114,8 @@ class PhraseReader(TextReader):
 
     def sentence_logits(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Logits [S, K] of all sentences, and the number of the text [S] that each is of; a blank text has one."""
-        numbers, starts, weights, text = [], [], [], []
+        numbers: list[int] = []
+        starts, weights, text = [], [], []
         for index, one in enumerate(texts):
             for known in self._known(one) or [[]]:
                 starts.append(len(numbers))
