@@ -192,8 +192,8 @@ def doubt(stage: StageConfig, dataset: Dataset) -> str:
     if stage.modality != "3D_CT" or dataset.info.modality != "unknown" or "intensity" in stage.settings.get("data", {}):
         return ""
     return (
-        f"Nothing says that the scans of the dataset {dataset.info.name} are CT, and they look like none; the stage "
-        "3D_CT takes their values for Hounsfield units."
+        f"Some scans of the dataset {dataset.info.name} do not look like CT; the stage 3D_CT takes all values for "
+        "Hounsfield units."
     )
 
 
