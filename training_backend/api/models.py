@@ -94,7 +94,13 @@ def compare(runs: tuple[Path, ...], output: Path | None = None) -> Table:
 
 
 def reconstruct(
-    run: str, input: Path, output: Path, mask_ratio: float = 0.75, seed: int = 0, device: str = "auto"
+    run: str,
+    input: Path,
+    output: Path,
+    modality: str = "",
+    mask_ratio: float = 0.75,
+    seed: int = 0,
+    device: str = "auto",
 ) -> Table:
     """Mask a scan, let a pre-trained model fill the gaps, and write masked input, reconstruction and error as volumes.
 
@@ -102,13 +108,14 @@ def reconstruct(
         run: Pre-training run, model folder, or the authors' file.
         input: Scan.
         output: Folder for the volumes.
+        modality: Of an earlier stage of continual learning, such as 3D_CT; runs and plans keep the decoders of all.
         mask_ratio: Share of hidden patches.
         seed: Of the mask.
         device: auto, cpu, cuda or cuda:N.
     """
     from training_backend.evaluate.reconstruct import reconstruct_file
 
-    paths = reconstruct_file(run, input, output, mask_ratio=mask_ratio, seed=seed, device=device)
+    paths = reconstruct_file(run, input, output, modality=modality, mask_ratio=mask_ratio, seed=seed, device=device)
     table = Table(("written",))
     for path in paths:
         table.add(str(path))
