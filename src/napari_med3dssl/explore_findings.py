@@ -36,7 +36,7 @@ class FindingsSection(ViewSection):
         header = self.table.horizontalHeader()
         header.setMinimumSectionSize(40)
         header.setStretchLastSection(True)
-        for column, width in ((NAME, 130), (SURE, 80), (YES, 130)):
+        for column, width in ((NAME, 105), (SURE, 62), (YES, 90)):
             header.resizeSection(column, width)
         header.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
         self.show_button.setText("Ask")

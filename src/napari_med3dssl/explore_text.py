@@ -81,7 +81,7 @@ class Passages(QTextBrowser):
         self.updateGeometry()
 
     def _on_link(self, link: QUrl) -> None:
-        sentence, _, word = link.toString().partition(":")
+        sentence, _, word = link.toString().partition("-")
         if sentence.isdigit() and word.isdigit():
             self.picked.emit(int(sentence), int(word))
 
@@ -93,7 +93,7 @@ def _line(number: int, passage: Mapping[str, Any], sentence: int, word: int, col
     head = title if value is None else f"{title} ({value:.2f})"
     chosen = number == sentence
     mark = "▶ " if chosen else ""
-    parts = [f'<a href="{number}:0" style="color: {colour}"><b>{mark}{html.escape(head)}</b></a> ']
+    parts = [f'<a href="{number}-0" style="color: {colour}"><b>{mark}{html.escape(head)}</b></a> ']
     for index, piece in enumerate(passage["pieces"], 1):
         style, sign = STYLES[piece["kind"]]
         style = f"text-decoration: none; color: {colour}; {style}"
@@ -101,7 +101,7 @@ def _line(number: int, passage: Mapping[str, Any], sentence: int, word: int, col
             style += "; background-color: #e69f00; color: black"
         text, blank = piece["text"].rstrip(), " " if piece["text"] != piece["text"].rstrip() else ""
         tip = f' title="{html.escape(piece["told"])}"' if piece["told"] else ""
-        parts.append(f'<a href="{number}:{index}" style="{style}"{tip}>{html.escape(text)}{sign}</a>{blank}')
+        parts.append(f'<a href="{number}-{index}" style="{style}"{tip}>{html.escape(text)}{sign}</a>{blank}')
     weight = "font-weight: bold" if chosen and not word else ""
     return f'<p style="margin: 2px 0; {weight}">{"".join(parts)}</p>'
 
@@ -206,6 +206,7 @@ class TextSection(ViewSection):
         self.column.addWidget(self.passages)
         self.column.addWidget(self.told)
         self._sentence, self._word = 1, 0
+        self._read = ""
         panel.report.changed.connect(self._on_report)
 
     def forget(self) -> None:
@@ -227,6 +228,7 @@ class TextSection(ViewSection):
         text = self.panel.report.text
         if beside is None or not self._needs_text(text):
             return None
+        self._read = text
         beside |= {"options": {"text": text}, "reads": "report"}
         if self._clickable:
             beside["options"] |= {"sentence": self._sentence, "word": self._word}
@@ -251,7 +253,9 @@ class TextSection(ViewSection):
             self.pick(sentence, word)
 
     def _on_report(self) -> None:
-        """Sentences have other numbers now, so begin with the first."""
+        """Sentences have other numbers now, so begin with the first; unless this very text was read already."""
+        if self.panel.report.text == self._read:
+            return
         self._sentence, self._word = 1, 0
         self.told.setText("")
         if self.passages.passages:

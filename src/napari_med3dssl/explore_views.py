@@ -96,6 +96,8 @@ class ViewSection(ExploreSection):
 
     def offer(self, others: list[Any]) -> None:
         """The scans besides the present one that can be compared with it."""
+        if not self.view.other:
+            return
         chosen = self.other
         self._others = others
         self.where.blockSignals(True)

@@ -11,12 +11,12 @@ from napari_med3dssl.explore import ExplorePanel
 
 def finish(panel: ExplorePanel, qtbot: Any) -> None:
     """Wait for the model process to answer."""
-    qtbot.waitUntil(lambda: not panel.busy, timeout=60_000)
+    qtbot.waitUntil(lambda: not panel.busy, timeout=120_000)
 
 
 def work_done(qtbot: Any) -> None:
     """Wait for the threads of the panel."""
-    qtbot.waitUntil(lambda: not _work._running)
+    qtbot.waitUntil(lambda: not _work._running, timeout=60_000)
     qtbot.wait(1)
 
 
