@@ -112,6 +112,7 @@ class BesideSection(Section):
             enter_grid(viewer, self._in_grid, self._made, stride=-2)
             for below, above in cells:
                 _compat.show_name(below, above is None)  # one name to a cell
+            self.offer()  # without these
         self._link()
         self._refresh()
 
@@ -154,9 +155,9 @@ class BesideSection(Section):
             below, above = (scan, layer) if _is_labels(layer) else (layer, label)
             if below is None or above is None:
                 cells.append((self._twin(layer, layer.name), None))
-                self._twin(layer, layer.name).visible = False  # keeps two layers to a cell
+                self._twin(layer, f"{layer.name} again").visible = False  # keeps two layers to a cell
             else:
-                cells.append((self._twin(below, layer.name), self._twin(above, layer.name)))
+                cells.append((self._twin(below, f"below {layer.name}"), self._twin(above, layer.name)))
         viewer.layers.selection.active = chosen[0]
         return cells
 

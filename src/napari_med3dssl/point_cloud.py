@@ -72,13 +72,13 @@ class PointCloud(pg.GraphicsObject):
         if view is None:
             return np.zeros((len(self.places), 2), np.float32)
         to = self.sceneTransform() * view.viewportTransform()
-        return self.places * np.float32([to.m11(), to.m22()]) + np.float32([to.dx(), to.dy()])
+        return self.places * np.array([to.m11(), to.m22()], np.float32) + np.array([to.dx(), to.dy()], np.float32)
 
     def nearest(self, position: QPointF) -> int | None:
         """Point under a place of the scene, or None."""
         if not len(self.places):
             return None
-        away = self.pixels_of() - np.float32([position.x(), position.y()])
+        away = self.pixels_of() - np.array([position.x(), position.y()], np.float32)
         distance = (away**2).sum(axis=1)
         row = int(distance.argmin())
         return row if distance[row] <= REACH_PX**2 else None

@@ -14,7 +14,6 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QPainter, QTransform
 from qtpy.QtWidgets import QHBoxLayout, QWidget
 
-from napari_med3dssl import _compat
 from napari_med3dssl._canvas import side
 
 PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
@@ -64,8 +63,6 @@ class ThreePlanes(QWidget):
         )
         for event in self._events:
             event.connect(self._later)
-        viewer.events.theme.connect(self._take_theme)
-        self._take_theme()
         self.draw()
 
     def closeEvent(self, event: Any) -> None:  # noqa: N802
@@ -80,7 +77,6 @@ class ThreePlanes(QWidget):
         self._timer.stop()
         for event in (*self._events, *self._layer_events()):
             event.disconnect(self._later)
-        self._viewer.events.theme.disconnect(self._take_theme)
         self._events, self._watched, self._viewer = (), [], None
         for pane in self.panes.values():
             pane.show_layers([], (0.0, 0.0, 0.0))
@@ -119,11 +115,6 @@ class ThreePlanes(QWidget):
             getattr(layer.events, name) for layer in self._watched for name in WATCHED if hasattr(layer.events, name)
         ]
 
-    def _take_theme(self, _event: Any = None) -> None:
-        background = _compat.theme_colours(self._viewer)["background"]
-        for pane in self.panes.values():
-            pane.setBackground(background)
-
 
 class Pane(pg.PlotWidget):
     """One plane.
@@ -139,6 +130,7 @@ class Pane(pg.PlotWidget):
         self._go, self._fitted, self._moving = go, False, False
         self.items: dict[int, pg.ImageItem] = {}
         self.setAccessibleName(f"{name} slice")
+        self.setBackground("#000000")  # as scans are looked at, whatever the theme
         self.setMenuEnabled(False)
         self.hideButtons()
         self.setMinimumWidth(80)
@@ -158,10 +150,13 @@ class Pane(pg.PlotWidget):
         top, right = side(-_unit(self.down)), side(_unit(self.right))
         bottom, left = side(_unit(self.down)), side(-_unit(self.right))
         self.letters = {"top": top, "right": right, "bottom": bottom, "left": left}
-        self._labels = {edge: pg.LabelItem(letter, size="11pt") for edge, letter in self.letters.items()}
+        self._labels = {
+            edge: pg.LabelItem(letter, size="11pt", bold=True, color="#ffffff") for edge, letter in self.letters.items()
+        }
         anchors = {"top": (0.5, 0), "bottom": (0.5, 1), "left": (0, 0.5), "right": (1, 0.5)}
         for edge, label in self._labels.items():
             label.setParentItem(box)
+            label.setZValue(2000)
             label.anchor(itemPos=anchors[edge], parentPos=anchors[edge])
         title = pg.LabelItem(name, size="9pt", color=INKS[self.cut])
         title.setParentItem(box)

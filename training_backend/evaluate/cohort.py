@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -196,7 +196,8 @@ def _vectors(model: LoadedModel, dataset: Dataset, case: CaseRecord, key: str, r
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as stream:
-            np.savez(stream, **{f"v{name}": vector for name, vector in found.items()})
+            arrays: dict[str, Any] = {f"v{name}": vector for name, vector in found.items()}
+            np.savez(stream, **arrays)
     except (OSError, Med3dError) as error:
         log.warning("What was computed could not be kept: %s", error)
     return found

@@ -19,7 +19,7 @@ def cohort_map(session: Session, params: Params, progress: Progress) -> Values:
     from training_backend.data.dataset import Dataset
     from training_backend.evaluate import cohort
 
-    facts, model = session.ready(params, progress)
+    ready = session.model(params, progress)
 
     def said(share: float) -> bool:
         progress(0.9 * share, "Looking at all cases")
@@ -27,13 +27,13 @@ def cohort_map(session: Session, params: Params, progress: Progress) -> Values:
 
     datasets = [Dataset.open(Path(folder)) for folder in params["folders"]]
     regions = bool(params.get("regions", False))
-    found = cohort.cohort_features(model, datasets, regions=regions, device=session.device, progress=said)
+    found = cohort.cohort_features(ready.loaded, datasets, regions=regions, device=session.device, progress=said)
     progress(0.95, "Drawing the map")
     names = [f"{number} {case}" for number, case in zip(found.datasets, found.cases, strict=True)]
     odd, twins = cohort.odd_and_twins(found.vectors, names)
     points = {"datasets": found.datasets, "cases": found.cases, "regions": found.regions, "vectors": found.vectors}
     told = {"problems": found.problems, "umap": cohort.has_umap(len(found.vectors))}
-    return {**facts, **points, **told, "odd": [list(one) for one in odd], "twins": [list(one) for one in twins]}
+    return {**ready.facts, **points, **told, "odd": [list(one) for one in odd], "twins": [list(one) for one in twins]}
 
 
 def cohort_umap(params: Params, progress: Progress) -> Values:
