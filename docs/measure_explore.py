@@ -89,6 +89,7 @@ def planes(app: object, shape: tuple[int, ...]) -> dict[str, float]:
     shown.show()
     app.processEvents()
     took = []
+    worked = time.process_time()
     for step in range(ROUNDS):
         voxel = [int((step + 1) * n / (ROUNDS + 2)) for n in shape]
         viewer.dims.set_point(range(3), layer.data_to_world(voxel))
@@ -97,8 +98,13 @@ def planes(app: object, shape: tuple[int, ...]) -> dict[str, float]:
         for pane in shown.panes.values():
             pane.viewport().repaint()
         took.append(time.perf_counter() - begun)
+    worked_ms = 1000 * (time.process_time() - worked) / ROUNDS
     shown.close()
-    return {"three planes ms": 1000 * float(np.median(took)), "three planes slowest ms": 1000 * max(took)}
+    return {
+        "three planes processor ms": worked_ms,
+        "three planes ms": 1000 * float(np.median(took)),
+        "three planes slowest ms": 1000 * max(took),
+    }
 
 
 if __name__ == "__main__":

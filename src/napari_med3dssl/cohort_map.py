@@ -120,6 +120,8 @@ class CohortMap(QDialog):
         self.found = QListWidget()
         self.found.setAccessibleName("Outliers and near-duplicates")
         self.found.setMaximumHeight(96)
+        self.found.setWordWrap(True)
+        self.found.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.found.itemClicked.connect(self._on_found)
         self.lasso_button = button("Lasso", self._on_lasso, "Draw around points to choose them.")
         self.lasso_button.setCheckable(True)
@@ -192,6 +194,7 @@ class CohortMap(QDialog):
     def show_cohort(self, cohort: Cohort) -> None:
         """Draw a map."""
         self.cohort, self.chosen = cohort, np.zeros(len(cohort.points), bool)
+        self._hovered = -1
         axes = list(dict.fromkeys([*cohort.places, *([UMAP] if cohort.umap else [])]))
         for box, texts in ((self.axes, axes), (self.colour, [*cohort.traits, SCORED, BUFFERED])):
             box.blockSignals(True)
