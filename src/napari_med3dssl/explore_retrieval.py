@@ -17,8 +17,8 @@ from napari_med3dssl.explore_sections import ExploreSection
 if TYPE_CHECKING:
     from napari_med3dssl.explore import ExplorePanel
 
-TASKS = ("retrieval", "vocabulary")
-"""Tasks whose networks compare texts with scans."""
+TASKS = ("retrieval",)
+"""Tasks whose networks find scans."""
 TOP = 20
 """Hits that are listed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from training_backend.data.ingest import ingest
 from training_backend.data.phantoms import write_cohort
 from training_backend.data.prepare import InputProfile, stored_input
 from training_backend.errors import ConfigError, DataError
-from training_backend.evaluate import find_cases
-from training_backend.evaluate.find_cases import find_by_scan, find_by_text, latents_of
+from training_backend.evaluate.find_cases import find_by_scan, find_by_text, kept_store
+from training_backend.evaluate.two_stage import ScanStore
 from training_backend.methods.mae3d import METHOD
 from training_backend.tasks.base import Cancelled
 from training_backend.weights.load import LoadedModel, load_model
@@ -57,18 +58,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_hits_come_in_the_order_of_the_cosines_that_the_task_predicts(loaded: LoadedModel, dataset: Dataset) -> None:
-    store = latents_of(loaded, dataset)
+    store = kept_store(loaded, dataset)
     cases = dataset.cases()
-    assert store.ids == tuple(case.id for case in cases)
+    assert store.latents.ids == tuple(case.id for case in cases)
     found = task("retrieval")
     for index, case in enumerate(cases):
         prepared = stored_input(dataset, case, loaded.profile)
         latent = found.predict(loaded.module, loaded.config, torch.from_numpy(prepared.array)[None], None)
-        np.testing.assert_allclose(store.latents[index], latent, atol=1e-4)
+        np.testing.assert_allclose(store.latents.latents[index], latent, atol=1e-4)
     words = "There is a solid nodule in the left upper lobe."
     latent = found.truth(loaded.module, loaded.config, cases[0].model_copy(update={"report": words, "target": None}))
-    order = np.argsort(-(store.latents @ latent), kind="stable")
-    assert [case for case, _ in find_by_text(loaded, store, words, 3)] == [store.ids[index] for index in order[:3]]
+    order = np.argsort(-(store.latents.latents @ latent), kind="stable")
+    assert [case for case, _ in find_by_text(loaded, store, words, 3)] == [
+        store.latents.ids[index] for index in order[:3]
+    ]
     itself = find_by_scan(loaded, store, stored_input(dataset, cases[2], loaded.profile), 1)
     assert itself[0] == (cases[2].id, pytest.approx(1, abs=1e-4))
 
@@ -76,33 +79,33 @@ def test_hits_come_in_the_order_of_the_cosines_that_the_task_predicts(loaded: Lo
 def test_latents_are_kept_until_the_dataset_changes(
     loaded: LoadedModel, dataset: Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = latents_of(loaded, dataset)
-    monkeypatch.setattr(find_cases, "_latent", lambda *_: pytest.fail("they were kept"))
-    again = latents_of(loaded, dataset)
-    assert np.array_equal(first.latents, again.latents)
+    first = kept_store(loaded, dataset)
+    monkeypatch.setattr(ScanStore, "of", lambda *_: pytest.fail("they were kept"))
+    again = kept_store(loaded, dataset)
+    assert np.array_equal(first.latents.latents, again.latents.latents)
     monkeypatch.undo()
     monkeypatch.setenv("MED3DSSL_CACHE", str(cache))
     (kept,) = cache.rglob("*.npz")
     kept.write_bytes(b"broken")
-    assert np.allclose(latents_of(loaded, dataset).latents, first.latents)
+    assert np.allclose(kept_store(loaded, dataset).latents.latents, first.latents.latents)
     fewer = Dataset(dataset.folder, dataset.info, dataset.cases()[1:])
-    assert len(latents_of(loaded, fewer).ids) == 3
+    assert len(kept_store(loaded, fewer).latents.ids) == 3
 
 
 def test_no_report_is_kept_with_the_latents(loaded: LoadedModel, dataset: Dataset, cache: Path) -> None:
-    latents_of(loaded, dataset)
+    kept_store(loaded, dataset)
     content = b"".join(path.read_bytes() for path in cache.rglob("*") if path.is_file())
     assert b"nodule" not in content
 
 
 def test_what_cannot_be_found_gets_a_sentence_and_a_stop_is_heard(loaded: LoadedModel, dataset: Dataset) -> None:
     with pytest.raises(Cancelled):
-        latents_of(loaded, dataset, lambda share: share < 0.4)
-    store = latents_of(loaded, dataset)
-    with pytest.raises(DataError, match="Nothing to look for"):
+        kept_store(loaded, dataset, lambda share: share < 0.4)
+    store = kept_store(loaded, dataset)
+    with pytest.raises(DataError, match="no words to look for"):
         find_by_text(loaded, store, "  ")
-    with pytest.raises(DataError, match="no scans to look in"):
-        latents_of(loaded, Dataset(dataset.folder, dataset.info, []))
-    bare = LoadedModel(loaded.encoder, loaded.config, loaded.profile, {}, loaded.report)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="does not compare texts with scans"):
-        latents_of(bare, dataset)
+    with pytest.raises(DataError, match="no scan to be found"):
+        kept_store(loaded, Dataset(dataset.folder, dataset.info, []))
+    bare = replace(loaded, config=loaded.config.updated({"kind": "pretrain", "task": None}))
+    with pytest.raises(ConfigError, match="compares no texts with scans"):
+        kept_store(bare, dataset)

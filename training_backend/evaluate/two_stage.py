@@ -49,7 +49,7 @@ class ScanStore:
         names, latents, kept = [], [], []
         with torch.inference_mode():
             for name, volume in scans:
-                tokens = match.image_tokens(volume)
+                tokens = match.image_tokens(volume.to(next(match.parameters()).device))
                 names.append(name)
                 latents.append(match.image_latents(tokens)[0].float().cpu().numpy())
                 if gated(match):

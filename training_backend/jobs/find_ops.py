@@ -8,7 +8,7 @@ operation           parameters                                         values
                                                                        that the search itself took
 ==================  =================================================  =============================================
 
-The latents of the dataset that was searched last are kept in memory.
+The scans of the dataset that was searched last are kept in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from training_backend.errors import RunError
 
 if TYPE_CHECKING:
-    from training_backend.evaluate.retrieval import LatentStore
+    from training_backend.evaluate.two_stage import ScanStore
     from training_backend.jobs.serve import Progress
     from training_backend.jobs.serve_ops import Params, Session, Values
 
@@ -35,7 +35,7 @@ class FindOps:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._kept: tuple[tuple[Any, ...], LatentStore] | None = None
+        self._kept: tuple[tuple[Any, ...], ScanStore] | None = None
 
     def operations(self) -> dict[str, Callable[[Params, Progress], Values]]:
         """All operations by name."""
@@ -63,10 +63,10 @@ class FindOps:
             {"case": case, "score": score, "split": dataset.case(case).split, "report": dataset.case(case).report}
             for case, score in found
         ]
-        return {**ready.facts, "hits": hits, "searched": len(store.ids), "seconds": time.perf_counter() - begun}
+        return {**ready.facts, "hits": hits, "searched": len(store.latents.ids), "seconds": time.perf_counter() - begun}
 
-    def _store(self, ready: Any, dataset: Any, progress: Progress) -> LatentStore:
-        from training_backend.evaluate.find_cases import latents_of
+    def _store(self, ready: Any, dataset: Any, progress: Progress) -> ScanStore:
+        from training_backend.evaluate.find_cases import kept_store
 
         manifest = dataset.folder / "manifest.jsonl"
         key = (ready.stamp, str(dataset.folder.resolve()), manifest.stat().st_mtime_ns)
@@ -76,5 +76,5 @@ class FindOps:
             def said(share: float) -> bool:
                 return progress(share, "Looking at the scans of the dataset")
 
-            self._kept = (key, latents_of(ready.loaded, dataset, said))
+            self._kept = (key, kept_store(ready.loaded, dataset, said))
         return self._kept[1]
