@@ -6,7 +6,7 @@ Makes generated patients, trains a tiny model on them (a few minutes on a CPU), 
 
 A home folder with finished runs (``--home``) is used again, so that a second call takes a minute. ``--views RUN
 --scan FILE`` photographs only what one model shows of one scan, ``--plan`` only continual learning, ``--learn`` only
-what corrects and trains on.
+what corrects and trains on, ``--mg3d`` only what goes with reports.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from screenshots_continual import photograph_plan, train_plan
 from screenshots_learn import photograph_learn, train_half
+from screenshots_mg3d import photograph_mg3d, train_mg3d
 
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget
@@ -51,6 +52,7 @@ def main() -> int:
     parser.add_argument("--scan", type=Path, help="scan for --views; a generated patient when missing")
     parser.add_argument("--plan", action="store_true", help="photograph continual learning only")
     parser.add_argument("--learn", action="store_true", help="photograph the correction of masks only")
+    parser.add_argument("--mg3d", action="store_true", help="photograph what goes with reports only")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with tempfile.TemporaryDirectory() as temporary:
@@ -72,6 +74,10 @@ def main() -> int:
             os.environ["MED3DSSL_RUNS"] = str(home / "runs")
             photograph_learn(photographer, *train_half(home))
             return 0
+        if arguments.mg3d:
+            os.environ["MED3DSSL_RUNS"] = str(home / "runs")
+            photograph_mg3d(photographer, train_mg3d(home))
+            return 0
         photographer.empty(home / "empty" / "runs")
         os.environ["MED3DSSL_RUNS"] = str(home / "runs")
         dataset, pretrained, finetuned, sequence, positions, labelled = train(home)
@@ -86,6 +92,7 @@ def main() -> int:
         photographer.errors(home, dataset, pretrained)
         photograph_plan(photographer, train_plan(home))
         photograph_learn(photographer, *train_half(home))
+        photograph_mg3d(photographer, train_mg3d(home))
     log.info("%d pictures in %s", len(photographer.written), arguments.output)
     return 0
 
