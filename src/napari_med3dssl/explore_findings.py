@@ -13,7 +13,7 @@ from napari_med3dssl.explore_views import ViewSection
 if TYPE_CHECKING:
     from napari_med3dssl.explore import ExplorePanel
 
-COLUMNS = ("Finding", "Probability", "Prompt", "Compared with")
+COLUMNS = ("Finding", "Probability", "Prompt", "Against")
 NAME, SURE, YES, NO = range(4)
 HEIGHT = 300
 """Pixels of the table."""
@@ -36,7 +36,7 @@ class FindingsSection(ViewSection):
         header = self.table.horizontalHeader()
         header.setMinimumSectionSize(40)
         header.setStretchLastSection(True)
-        for column, width in ((NAME, 105), (SURE, 62), (YES, 90)):
+        for column, width in ((NAME, 95), (SURE, 82), (YES, 80)):
             header.resizeSection(column, width)
         header.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
         self.show_button.setText("Ask")
