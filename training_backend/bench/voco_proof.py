@@ -85,7 +85,7 @@ def main(
         dataset = _phantoms(folder / "phantoms", cases, (64, 96, 96) if as_preset else (64, 72, 72))
         fixed = {"data": {"workers": 0}, "optim": {"max_steps": steps}, "engine": ENGINE}
         config = pretrain_config("voco", "tiny", dataset, merged(changes, fixed))
-        seconds = _finished(config, folder / "run")
+        seconds = finished(config, folder / "run")
         if "position" in parts:
             found["position"] = {**_positions(config, folder / "run"), "processor_s": seconds}
         if "probe" in parts:
@@ -117,7 +117,7 @@ def _phantoms(folder: Path, cases: int, shape: tuple[int, int, int]) -> Path:
     return folder / "data"
 
 
-def _finished(config: RunConfig, folder: Path) -> float:
+def finished(config: RunConfig, folder: Path) -> float:
     """Train the run in `folder` unless that was done; processor seconds of its steps."""
     from training_backend.engine.events import EventReader
     from training_backend.engine.rundir import RunDirectory
@@ -131,7 +131,7 @@ def _finished(config: RunConfig, folder: Path) -> float:
     return round(sum(event["processor_s"] for event in events if event["split"] == "train"), 1)
 
 
-def _network(config: RunConfig, source: Path | None, seed: int = 0) -> Any:
+def made(config: RunConfig, source: Path | None, seed: int = 0) -> Any:
     """The network of a run, or one with random weights."""
     import torch
 
@@ -142,11 +142,11 @@ def _network(config: RunConfig, source: Path | None, seed: int = 0) -> Any:
         return load_model(source).module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return method("voco").build(config).eval()
+        return method(str(config.method.name)).build(config).eval()
 
 
-def _slabs(config: RunConfig, split: str) -> list[tuple[Tensor, npt.NDArray[Any]]]:
-    """A slab [1, C, D, H, W] and its label map [D, H, W] of every case of a split."""
+def labelled_views(config: RunConfig, split: str) -> dict[str, tuple[Tensor, npt.NDArray[Any]]]:
+    """View [1, C, D, H, W], as validation sees it, and label map [D, H, W] of every case of a split, by name."""
     from training_backend.data.dataset import Dataset
     from training_backend.data.loader import ViewLoader
 
@@ -156,19 +156,19 @@ def _slabs(config: RunConfig, split: str) -> list[tuple[Tensor, npt.NDArray[Any]
     wanted = {case.id for case in dataset.cases(split=split)}  # type: ignore[arg-type]
     loader.cases = [case for case in dataset.cases(labelled=True) if case.id in wanted]
     loader.visits = len(loader.cases)
-    found = []
+    found = {}
     for views in loader.batches():
         batch = loader.to_batch(views, "cpu")
         assert batch.labels is not None
-        found.append((batch.volume, batch.labels[0].numpy()))
+        found[batch.case_ids[0]] = (batch.volume, batch.labels[0].numpy())
     return found
 
 
 def _positions(config: RunConfig, run: Path) -> dict[str, Any]:
     """Share of crops that are found, with its standard error, before and after."""
-    slabs = [slab for slab, _ in _slabs(config, "val")]
+    slabs = [slab for slab, _ in labelled_views(config, "val").values()]
     row: dict[str, Any] = {}
-    for name, network in (("before", _network(config, None, config.seed)), ("after", _network(config, run))):
+    for name, network in (("before", made(config, None, config.seed)), ("after", made(config, run))):
         right, error = _found(network, slabs)
         row |= {f"{name}": round(float(right.mean()), 3), f"{name}_overlap_error": round(float(error.mean()), 3)}
     spread = (row["after"] * (1 - row["after"]) / len(right)) ** 0.5
@@ -202,9 +202,9 @@ def _found(network: Voco, slabs: list[Tensor]) -> tuple[npt.NDArray[Any], npt.ND
 
 def _probe(config: RunConfig, run: Path, seeds: tuple[int, ...]) -> dict[str, Any]:
     """Balanced accuracy of a linear classifier of frozen embeddings, pre-trained and random."""
-    slabs = {split: _slabs(config, split) for split in ("train", "val")}
-    trained = _probed(_network(config, run), slabs)
-    random = [_probed(_network(config, None, seed), slabs) for seed in seeds]
+    slabs = {split: list(labelled_views(config, split).values()) for split in ("train", "val")}
+    trained = _probed(made(config, run), slabs)
+    random = [_probed(made(config, None, seed), slabs) for seed in seeds]
     facts = {"pretrained": trained["accuracy"], "random": [one["accuracy"] for one in random]}
     return {**facts, "train_crops": trained["train"], "crops_by_class": trained["classes"]}
 
@@ -259,12 +259,12 @@ def _atria(data: Path, output: Path, scans: int, steps: int, seeds: tuple[int, .
         if report.quarantined:
             raise RunError(f"Not every scan could be used: {report}")
     before = pretrain_config("voco", "tiny", dataset, merged(ATRIA, {"engine": ENGINE}))
-    row: dict[str, Any] = {"pretrain_s": _finished(before, output / "atria_pretrain"), "scans": scans, "steps": steps}
+    row: dict[str, Any] = {"pretrain_s": finished(before, output / "atria_pretrain"), "scans": scans, "steps": steps}
     for name, weights in (("voco", str(output / "atria_pretrain")), ("scratch", "")):
         scores = []
         for seed in seeds:
             folder = output / f"atria_{name}_{seed}"
-            row[f"{name}_s"] = _finished(_finetuning(dataset, weights, steps, seed), folder)
+            row[f"{name}_s"] = finished(_finetuning(dataset, weights, steps, seed), folder)
             scores.append(_dice(folder, dataset))
         row[f"{name}_dice"] = scores
     return row

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from training_backend.data.position import Sampling
+    from training_backend.nn.swin import SwinTransformer
     from training_backend.nn.voco import Voco
 
 Side = Literal["ours", "plain", "plain recomputed", "ours recomputed", "bf16", "idle"]
@@ -121,9 +122,22 @@ def plain(network: Voco, *, recomputed: bool = False) -> nn.Module:
     """The straight way of the same network, with a copy of its weights."""
     import copy
 
+    from torch import nn
+
+    body = plain_swin(network.swinViT, (3, 6, 12, 24), recomputed=recomputed)
+    result: Any = nn.Module()
+    result.swinViT = body
+    for name in ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10", "student", "teacher"):
+        setattr(result, name, copy.deepcopy(getattr(network, name)))
+    result.rows = network.drop_rows
+    straight: nn.Module = result.train()
+    return straight
+
+
+def plain_swin(network: SwinTransformer, heads: tuple[int, ...], *, recomputed: bool = False) -> nn.Module:
+    """MONAI's Swin transformer with the merging order of the published weights, and a copy of those of `network`."""
     import torch
     from monai.networks.nets import swin_unetr
-    from torch import nn
 
     from training_backend.nn.swin import MERGED
 
@@ -137,26 +151,21 @@ def plain(network: Voco, *, recomputed: bool = False) -> nn.Module:
             merged: Tensor = self.reduction(self.norm(torch.cat(parts, dim=-1)))
             return merged
 
-    window = tuple(network.swinViT.stage(0).blocks[0].attn.window)  # type: ignore[union-attr, arg-type]
+    state = network.state_dict()
+    features, channels = state["patch_embed.proj.weight"].shape[:2]
     body: nn.Module = swin_unetr.SwinTransformer(
-        1,
-        network.feature_size,
-        window,
+        channels,
+        features,
+        tuple(network.stage(0).blocks[0].attn.window),  # type: ignore[union-attr, arg-type]
         (2, 2, 2),
-        network.swinViT.depths,
-        (3, 6, 12, 24),
+        network.depths,
+        heads,
         downsample=LegacyMerging,
         use_checkpoint=recomputed,
-        use_v2=True,
+        use_v2=any(name.startswith("layers1c") for name in state),
     )
-    body.load_state_dict(network.swinViT.state_dict())
-    result: Any = nn.Module()
-    result.swinViT = body
-    for name in ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10", "student", "teacher"):
-        setattr(result, name, copy.deepcopy(getattr(network, name)))
-    result.rows = network.drop_rows
-    straight: nn.Module = result.train()
-    return straight
+    body.load_state_dict(state)
+    return body
 
 
 def _rearranged(x: Tensor, pattern: str) -> Tensor:
