@@ -314,7 +314,7 @@ class Session:
             scans.append(_volumes({"volumes": params["other"]}))
         prepared, *others = self._prepared(scans, ready.loaded.profile, progress) or [cases[0].prepared]
         name, options = str(params.get("name") or ""), params.get("options")
-        where = {key: params.get(key) for key in ("centre", "point", "other_centre")}
+        where: dict[str, Any] = {key: params.get(key) for key in ("centre", "point", "other_centre")}
         against = self._compared(str(params.get("against") or ""), progress)
         beside: dict[str, Any] = {"other": next(iter(others), None), "against": against, "cases": cases}
         drawing = draw(ready.loaded, prepared, name, options, **beside, **where)
@@ -469,8 +469,8 @@ def _picture(one: Picture) -> Values:
 def _described(view: ModelView) -> Values:
     schema = view.options.model_json_schema()
     wants = {"point": view.point, "other": view.other, "teacher": view.teacher, "against": view.against}
-    wants |= {"text": view.text, "cases": view.cases}
-    return {"name": view.name, "title": view.title, "tip": view.tip, **wants, "options": schema}
+    told = {"name": view.name, "title": view.title, "tip": view.tip, "text": view.text, "cases": view.cases}
+    return {**told, **wants, "options": schema}
 
 
 def _volumes(params: Params) -> list[Volume]:
