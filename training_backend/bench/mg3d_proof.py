@@ -82,9 +82,9 @@ class Question:
 def main(
     output: Path,
     parts: tuple[str, ...] = PARTS,
-    steps: int = 300,
+    steps: int = 240,
     cases: int = 300,
-    finetune_steps: int = 100,
+    finetune_steps: int = 160,
     seeds: tuple[int, ...] = (0, 1, 2),
 ) -> dict[str, Any]:
     """Figures of each part.
