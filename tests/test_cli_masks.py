@@ -7,15 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.model_kit import untrained
 from training_backend.cli import main
-from training_backend.config.presets import pretrain_config
-from training_backend.config.registry import method
 from training_backend.data.phantoms import Phantom, thorax_ct
-from training_backend.data.prepare import InputProfile
 from training_backend.data.read import read_labels
 from training_backend.data.write import write_volume
-
-SIZE = (16, 16, 16)
 
 
 @pytest.fixture(scope="module")
@@ -24,23 +20,12 @@ def phantom() -> Phantom:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    from training_backend.weights.save import save_model
-
-    torch.manual_seed(0)
-    changes = {"data": {"size": SIZE}, "method": {"patch_size": (4, 4, 4), "depth": 2, "decoder_depth": 1}}
-    config = pretrain_config("mae3d", "tiny", Path(), changes)
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    profile = InputProfile(size=SIZE, crop_body=False).model_dump(mode="json")
-    card = {"kind": "pretrain", "config": config.model_dump(mode="json"), "profile": profile}
-    save_model(folder, method("mae3d").build(config), card)
-    return folder
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return untrained(tmp_path_factory.mktemp("models") / "untrained")
 
 
 def test_strokes_are_learnt_kept_and_applied(
-    phantom: Phantom, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    phantom: Phantom, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MED3DSSL_CACHE", str(tmp_path / "cache"))
     truth = phantom.labels.array == 1
@@ -51,7 +36,7 @@ def test_strokes_are_learnt_kept_and_applied(
     write_volume(phantom.volume, tmp_path / "scan.nii.gz")
     write_volume(phantom.volume.with_array(painted), tmp_path / "painted.nii.gz", labels=True)
     write_volume(phantom.volume.with_array(truth.astype(np.uint8)), tmp_path / "truth.nii.gz", labels=True)
-    common = ["strokes", "--weights", str(model), "--input", str(tmp_path / "scan.nii.gz")]
+    common = ["strokes", "--weights", model, "--input", str(tmp_path / "scan.nii.gz")]
     taught = [*common, "--painted", str(tmp_path / "painted.nii.gz"), "--output", str(tmp_path / "filled.nii.gz")]
     assert main([*taught, "--save", str(tmp_path / "lungs.safetensors")]) == 0
     assert "structure 1" in capsys.readouterr().out
@@ -71,12 +56,12 @@ def test_strokes_are_learnt_kept_and_applied(
 
 
 def test_learning_and_applying_at_once_is_refused(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
         "strokes",
         "--weights",
-        str(model),
+        model,
         "--input",
         str(tmp_path / "x.nii"),
         "--output",

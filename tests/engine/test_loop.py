@@ -335,6 +335,8 @@ def test_padding_of_a_whole_volume_belongs_to_no_class():
     label, padding = np.ones((2, 2, 2), np.uint8), np.zeros((2, 2, 2), bool)
     padding[1] = True
     prepared = SimpleNamespace(label=label, padding=padding, geometry=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)))
-    result = case_result(SimpleNamespace(id="a", target=None), prepared, np.zeros((2, 2, 2, 2), np.float32))
+    result = case_result(
+        SimpleNamespace(id="a", target=None, annotated=None), prepared, np.zeros((2, 2, 2, 2), np.float32)
+    )
     assert (result.truth[0] == 1).all()
     assert (result.truth[1] == 255).all()

@@ -13,35 +13,16 @@ from napari_med3dssl._layers import add, volume_layer, volume_of
 from napari_med3dssl._state import State
 from napari_med3dssl.explore import ExplorePanel
 from napari_med3dssl.explore_strokes import BACKGROUND, StrokesSection
+from tests.model_kit import untrained
 from tests.plugin.explore_kit import finish, work_done
-from training_backend.config.presets import pretrain_config
-from training_backend.config.registry import method
 from training_backend.data.phantoms import Phantom, thorax_ct
-from training_backend.data.prepare import InputProfile
 
 pytestmark = pytest.mark.gl
-
-SIZE = (16, 16, 16)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A freshly initialised network, saved like the result of a run."""
-    import torch
-
-    from training_backend.weights.save import save_model
-
-    torch.manual_seed(0)
-    changes = {"data": {"size": SIZE}, "method": {"patch_size": (4, 4, 4), "depth": 2, "decoder_depth": 1}}
-    config = pretrain_config("mae3d", "tiny", Path(), changes)
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    profile = InputProfile(size=SIZE, crop_body=False).model_dump(mode="json")
-    save_model(
-        folder,
-        method("mae3d").build(config),
-        {"kind": "pretrain", "config": config.model_dump(mode="json"), "profile": profile},
-    )
-    return str(folder)
+    return untrained(tmp_path_factory.mktemp("models") / "untrained")
 
 
 @pytest.fixture(scope="module")
