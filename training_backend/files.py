@@ -13,6 +13,9 @@ from typing import IO, Any
 
 from training_backend.errors import ResourceError
 
+_HIDDEN = os.umask(0)  # can only be read by being set
+os.umask(_HIDDEN)
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
@@ -24,6 +27,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        Path(temporary).chmod(0o666 & ~_HIDDEN)  # temporary files are private, which on shared disks helps nobody
         Path(temporary).replace(path)
         sync_folder(path.parent)
     except OSError as error:
