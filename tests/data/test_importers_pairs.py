@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -23,8 +24,6 @@ from training_backend.data.text import sentences
 from training_backend.data.volume import Geometry, Volume
 from training_backend.data.write import write_volume
 from training_backend.errors import ConfigError, DataError
-
-pa = pytest.importorskip("pyarrow")
 
 NAMES = ("Emphysema", "Pleural effusion")
 

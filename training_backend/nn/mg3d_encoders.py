@@ -6,6 +6,7 @@ without their prefix ``vision_encoder.``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ NNUNET_FEATURES = (32, 64, 128, 256, 320, 320)
 """Channels of nnU-Net's encoder; strides 1 to 32."""
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(nn.Module, ABC):
     """What the three encoders share; subclasses give `maps`.
 
     Attributes:
@@ -42,9 +43,9 @@ class VisionEncoder(nn.Module):
     any_size: bool = False
     """Whether volumes need not be padded to whole tokens: the transformer pads its own maps, as published."""
 
+    @abstractmethod
     def maps(self, volume: Tensor) -> list[Tensor]:
         """Maps [B, C, d, h, w] of `volume` [B, C, D, H, W] from fine to coarse; the last has a place per token."""
-        raise NotImplementedError
 
     def shown(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
         """The maps as decoders see them."""
@@ -80,9 +81,9 @@ class VisionEncoder(nn.Module):
         d, h, w = (-(-side // TOKEN) for side in volume.shape[2:])
         return (d, h, w)
 
+    @abstractmethod
     def layer_id(self, parameter: str) -> int:
         """Depth of a parameter for layer-wise decay: 0 embeddings, i + 1 block i, depth + 1 anything later."""
-        raise NotImplementedError
 
     def _stage(self, block: int) -> int:
         """Number of the map that a block belongs to."""

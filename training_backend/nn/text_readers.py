@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ START = -4.0
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W_]+)*")
 
 
-class TextReader(nn.Module):
+class TextReader(nn.Module, ABC):
     """Outputs K of texts; subclasses give `logits`.
 
     Attributes:
@@ -39,9 +40,9 @@ class TextReader(nn.Module):
         super().__init__()
         self.__dict__["encoder"] = encoder  # kept out of the parameters, as no text goes through it
 
+    @abstractmethod
     def logits(self, texts: Sequence[str]) -> Tensor:
         """Logits [B, K] of texts."""
-        raise NotImplementedError
 
 
 class ModelReader(TextReader):
