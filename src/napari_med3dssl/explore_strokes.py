@@ -214,8 +214,6 @@ class StrokesSection(ExploreSection):
         if self._job is not None:
             self._again = True
             return
-        if not self._key:
-            return
         data = np.asarray(layer.data)
         self._job = _work.start(
             self,
@@ -230,6 +228,9 @@ class StrokesSection(ExploreSection):
             return
         self._seen = found
         _work.start(self, stroke_store.keep, volume_of(self._scan), found, failed=self._failed)
+        if not self._key:  # kept, and filled once the model has looked at the scan
+            self.told.setText("Press Paint to let the model look at the scan.")
+            return
         if len(np.unique(found.values)) < 2 and not force:
             self.told.setText("Paint voxels of a second class too.")
             return
@@ -267,7 +268,8 @@ class StrokesSection(ExploreSection):
 
     def _applied(self, values: dict[str, Any]) -> None:
         self._show(values, [ClassEntry(**entry) for entry in values["classes"]])
-        self._key = ""
+        self._key = values["key"]
+        self._refresh()
         for note in values["notes"]:
             self.panel.notice.say("warning", note)
 

@@ -105,6 +105,19 @@ def test_the_whole_scan_and_a_kept_model_agree(
     section.apply_from(tmp_path / "lungs.safetensors")
     finish(section.panel, qtbot)
     np.testing.assert_array_equal(np.asarray(filled(section).data), whole)
+    paint(section, phantom, BACKGROUND + 1, inside=True, count=20)  # the brush goes on after that
+    qtbot.waitUntil(lambda: "structure 1 12" not in section.told.text(), timeout=20_000)
+    assert "Filled in" in section.told.text()
+
+
+def test_strokes_are_kept_while_the_model_is_not_ready(
+    section: StrokesSection, phantom: Phantom, qtbot: Any, panel: ExplorePanel
+) -> None:
+    section.forget()
+    paint(section, phantom, BACKGROUND + 1, inside=True)
+    qtbot.waitUntil(lambda: "Press Paint" in section.told.text(), timeout=20_000)
+    before = stroke_store.strokes_in(np.asarray(painted(section).data))
+    qtbot.waitUntil(lambda: stroke_store.find(volume_of(panel.scan)) == before, timeout=20_000)
 
 
 def test_strokes_come_back_after_a_crash(

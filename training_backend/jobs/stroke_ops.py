@@ -8,7 +8,7 @@ operation           parameters                                         values
                     `size` of the box or None for the whole scan,      `start`, `seconds`, `painted` by class
                     `near`, a voxel that the box should hold
 ``strokes_save``    `key`, `path`                                      `path`
-``strokes_apply``   as ``features``, and `path`                        as ``strokes_fill``, and `notes`, `classes`
+``strokes_apply``   as ``features``, and `path`                        as ``strokes_fill``, `notes`, `classes`, `key`
 ==================  =================================================  =============================================
 
 The scan that was opened last is kept, so a stroke costs the way of its voxels only.
@@ -94,7 +94,7 @@ class StrokeOps:
         scan = self._known({"key": self._key})
         notes = model.check(scan.facts)
         classes = [entry.model_dump() for entry in model.classes]
-        return {**facts, **_whole(scan, model, progress), "notes": notes, "classes": classes}
+        return {**facts, **_whole(scan, model, progress), "notes": notes, "classes": classes, "key": self._key}
 
     def _moved(self, scan: StrokeScan, size: Any, near: Any) -> Box:
         """The box filled last, as long as the brush stays in it, else one around the brush."""
