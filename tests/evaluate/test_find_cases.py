@@ -17,8 +17,8 @@ from training_backend.data.ingest import ingest
 from training_backend.data.phantoms import write_cohort
 from training_backend.data.prepare import InputProfile, stored_input
 from training_backend.errors import ConfigError, DataError
-from training_backend.evaluate.find_cases import find_by_scan, find_by_text, kept_store
-from training_backend.evaluate.two_stage import ScanStore
+from training_backend.evaluate.find_cases import find_by_scan, kept_store
+from training_backend.evaluate.two_stage import ScanStore, find_scans
 from training_backend.methods.mae3d import METHOD
 from training_backend.tasks.base import Cancelled
 from training_backend.weights.load import LoadedModel, load_model
@@ -69,9 +69,9 @@ def test_hits_come_in_the_order_of_the_cosines_that_the_task_predicts(loaded: Lo
     words = "There is a solid nodule in the left upper lobe."
     latent = found.truth(loaded.module, loaded.config, cases[0].model_copy(update={"report": words, "target": None}))
     order = np.argsort(-(store.latents.latents @ latent), kind="stable")
-    assert [case for case, _ in find_by_text(loaded, store, words, 3)] == [
-        store.latents.ids[index] for index in order[:3]
-    ]
+    match: Any = loaded.module
+    hits = find_scans(match, store, words, top=3)
+    assert [case for case, _ in hits] == [store.latents.ids[index] for index in order[:3]]
     itself = find_by_scan(loaded, store, stored_input(dataset, cases[2], loaded.profile), 1)
     assert itself[0] == (cases[2].id, pytest.approx(1, abs=1e-4))
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_found_gets_a_sentence_and_a_stop_is_heard(loaded: Loaded
         kept_store(loaded, dataset, lambda share: share < 0.4)
     store = kept_store(loaded, dataset)
     with pytest.raises(DataError, match="no words to look for"):
-        find_by_text(loaded, store, "  ")
+        find_scans(loaded.module, store, "  ")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no scan to be found"):
         kept_store(loaded, Dataset(dataset.folder, dataset.info, []))
     bare = replace(loaded, config=loaded.config.updated({"kind": "pretrain", "task": None}))

@@ -25,6 +25,7 @@ from training_backend.evaluate.two_stage import (
     find_scans,
     gated_scores,
     scans_like,
+    scans_resembling,
     store_of,
     two_stage_scores,
 )
@@ -79,12 +80,12 @@ def test_a_shortlist_of_all_is_every_pair(match: TextMatch) -> None:
     texts = [f"report {index}" for index in range(NUMBER)]
     wanted = every_pair(match, texts)
     store = ScanStore.of(match, scans())
-    tokens = torch.cat([one for _, one in scans()])
+    tokens = torch.cat([one for _, one in scans()]).numpy()
     rows = match.text_rows(texts)
     queries = match.text_latents(rows).detach().numpy()
 
     def rescore(query: int, chosen: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return gated_scores(match, tokens[torch.from_numpy(chosen)], rows[query : query + 1])
+        return gated_scores(match, tokens[chosen], rows[query : query + 1])
 
     whole = two_stage_scores(store.latents.latents, queries, rescore, NUMBER)
     np.testing.assert_allclose(whole, wanted, atol=1e-5)
@@ -127,6 +128,21 @@ def test_stores_that_do_not_fit_are_said(match: TextMatch, tmp_path: Path) -> No
     (folder / "tokens.npy").write_bytes(b"x")
     with pytest.raises(DataError, match="holds no tokens of scans"):
         ScanStore.load(folder)
+
+
+def test_views_go_to_the_device_of_the_network(match: TextMatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views lie on the CPU, wherever the network is; "meta" stands for a graphics card."""
+    seen, tokens = [], scans()[0][1]
+
+    def look(volume: torch.Tensor) -> torch.Tensor:
+        seen.append(volume.device.type)
+        return tokens
+
+    monkeypatch.setattr(match, "image_tokens", look)
+    monkeypatch.setattr(match, "parameters", lambda: iter([torch.empty(1, device="meta")]))
+    store = ScanStore.of(match, scans()[:2])
+    assert scans_resembling(match, store, scans()[0][1], top=1)[0][1] == pytest.approx(1, abs=1e-5)
+    assert seen == ["meta"] * 3
 
 
 def test_ten_thousand_latents_are_searched_exactly() -> None:

@@ -17,8 +17,9 @@ from training_backend.config.text import TextConfig
 from training_backend.errors import ConfigError, GeometryError
 from training_backend.nn.gates import OneWayGate, SentenceGates, SentencePool, stretched
 from training_backend.nn.mg3d import Mg3d
-from training_backend.nn.mg3d_encoders import GenesisVision, PlainVision, SwinVision, VisionEncoder, check_size
+from training_backend.nn.mg3d_encoders import GenesisVision, PlainVision, SwinVision, VisionEncoder
 from training_backend.nn.mg3d_heads import TokenPooler, VoxelHead, block_mask, patients_loss, voxel_loss
+from training_backend.nn.patch import check_halved
 from training_backend.nn.reports import Reports, read_reports
 from training_backend.nn.text_encoder import Tokeniser, text_model
 
@@ -325,11 +326,11 @@ def test_norms_of_the_unet_are_the_same_in_training_and_evaluation() -> None:
 
 
 def test_sizes_that_cannot_be_halved_get_a_sentence() -> None:
-    check_size((128, 96, 128))
-    with pytest.raises(ConfigError, match="multiples of 32"):
-        check_size((128, 96, 100))
-    with pytest.raises(ConfigError, match="keep one token"):
-        check_size((32, 32, 32))
+    check_halved((128, 96, 128), "MG-3D")
+    with pytest.raises(ConfigError, match="MG-3D halves a volume five times and needs sides of multiples of 32"):
+        check_halved((128, 96, 100), "MG-3D")
+    with pytest.raises(ConfigError, match="would keep one position"):
+        check_halved((32, 32, 32), "MG-3D")
     with pytest.raises(ConfigError, match="attention heads"):
         SwinVision(1, 4, heads=(3, 6, 12, 24))
     with pytest.raises(ConfigError, match="6 stages"):

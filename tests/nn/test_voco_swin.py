@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from training_backend.errors import ConfigError
 from training_backend.nn import swin_window
 from training_backend.nn.axes import turned, turned_back
+from training_backend.nn.patch import check_halved
 from training_backend.nn.swin import PatchMerging, SwinBlock, SwinTransformer, WindowAttention
-from training_backend.nn.swin_unetr import SwinUnetr, check_size
+from training_backend.nn.swin_unetr import SwinUnetr
 from training_backend.nn.swin_window import attend, clipped, cut, joined, relative_index, shift_groups
 
 
@@ -198,7 +199,7 @@ def test_learning_slows_towards_the_input(network: SwinUnetr) -> None:
 @pytest.mark.parametrize("size, sentence", [((64, 64, 48), "multiples of 32"), ((32, 32, 32), "one position")])
 def test_sizes_that_cannot_be_halved_five_times_get_a_sentence(size: tuple[int, ...], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        check_size(size)
+        check_halved(size, "SwinUNETR")
 
 
 def test_heads_must_divide_the_channels() -> None:

@@ -20,17 +20,20 @@ def find(
         scan: Case to find others like, in place of words.
         top: Scans to list.
         shortlist: Scans that the latents choose and the gates rank, for models with gates.
-        store: Folder that keeps what the model makes of the scans, so that the next search is quick.
+        store: Folder that keeps what the model makes of the scans, so that the next search is quick; empty keeps it in
+            the cache, where the viewer looks too.
     """
     from training_backend.data.dataset import Dataset
     from training_backend.errors import ConfigError
+    from training_backend.evaluate.find_cases import kept_store
     from training_backend.evaluate.two_stage import find_scans, scans_like, store_of
     from training_backend.weights.load import load_model
 
     if bool(text.strip()) == bool(scan):
         raise ConfigError("Looked for are either words or scans like one.", "Give --text or --scan.")
     model = load_model(run)
-    known = store_of(model, Dataset.open(data), store, progress_bar("read scans"))
+    dataset, progress = Dataset.open(data), progress_bar("read scans")
+    known = kept_store(model, dataset, progress) if store is None else store_of(model, dataset, store, progress)
     if scan:
         found = scans_like(known, scan, top=top)
     else:

@@ -41,7 +41,7 @@ def main(
         store.search(rng.standard_normal(latent, np.float32), shortlist)
 
     def second() -> None:
-        gated_scores(match, torch.from_numpy(kept.astype(np.float32)), row)
+        gated_scores(match, kept, row)
 
     return {"scans": scans, "latent": latent, "shortlist": shortlist, "threads": threads} | {
         f"{name}_ms": _milliseconds(stage, rounds) for name, stage in (("latents", first), ("gates", second))

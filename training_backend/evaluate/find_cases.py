@@ -1,4 +1,4 @@
-"""Cases of a dataset that fit words or a scan, as the viewer asks for them: the store of scans lies in the cache."""
+"""What `two_stage` needs to find cases for people: a store of scans in the cache, and scans that are prepared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from training_backend.data.prepare import Prepared
 from training_backend.errors import DataError
 from training_backend.evaluate.feature_cache import cache_folder, content_hash, model_hash
-from training_backend.evaluate.two_stage import LATENTS, ScanStore, find_scans, store_of
+from training_backend.evaluate.two_stage import LATENTS, ScanStore, scans_resembling, store_of
 from training_backend.evaluate.view import cut_view
 from training_backend.tasks.base import Progress
 
@@ -24,25 +24,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Found = list[tuple[str, float]]
-"""Ids of cases with their cosines, best first."""
 
-
-def find_by_text(loaded: LoadedModel, store: ScanStore, text: str, top: int = 10) -> Found:
-    """Cases whose scans fit `text` best, in two stages where the model has gates; a `DataError` without words."""
-    return find_scans(cast("TextMatch", loaded.module), store, text, top=top)
-
-
-def find_by_scan(loaded: LoadedModel, store: ScanStore, prepared: Prepared, top: int = 10) -> Found:
-    """Cases whose scans resemble a prepared scan most."""
+def find_by_scan(loaded: LoadedModel, store: ScanStore, prepared: Prepared, top: int = 10) -> list[tuple[str, float]]:
+    """Cases whose scans resemble a prepared scan most, with their cosines, best first."""
     import torch
 
-    match = cast("TextMatch", loaded.module)
     view = torch.from_numpy(cut_view(loaded.encoder, prepared, loaded.profile).array)[None]
-    with torch.inference_mode():
-        tokens = match.image_tokens(view.to(next(match.parameters()).device))
-        latent = match.image_latents(tokens)[0].float().cpu().numpy()
-    return store.latents.search(latent, top)
+    return scans_resembling(cast("TextMatch", loaded.module), store, view, top=top)
 
 
 def kept_store(loaded: LoadedModel, dataset: Dataset, progress: Progress | None = None) -> ScanStore:

@@ -45,15 +45,14 @@ class ScanStore:
 
     @classmethod
     def of(cls, match: TextMatch, scans: Iterable[tuple[str, Tensor]]) -> ScanStore:
-        """Store of views [1, C, D, H, W] by the name of their scan, looked at one by one."""
+        """Store of views [1, C, D, H, W] by the name of their scan, looked at one by one on the network's device."""
         names, latents, kept = [], [], []
-        with torch.inference_mode():
-            for name, volume in scans:
-                tokens = match.image_tokens(volume.to(next(match.parameters()).device))
-                names.append(name)
-                latents.append(match.image_latents(tokens)[0].float().cpu().numpy())
-                if gated(match):
-                    kept.append(tokens[0].float().cpu().numpy().astype(np.float16))
+        for name, volume in scans:
+            tokens, latent = looked_at(match, volume)
+            names.append(name)
+            latents.append(latent)
+            if gated(match):
+                kept.append(tokens[0].float().cpu().numpy().astype(np.float16))
         return cls(LatentStore.of(names, np.stack(latents)), np.stack(kept) if kept else None)
 
     def save(self, folder: Path) -> Path:
@@ -83,6 +82,14 @@ class ScanStore:
         return cls(latents, tokens)
 
 
+def looked_at(match: TextMatch, volume: Tensor) -> tuple[Tensor, npt.NDArray[np.float32]]:
+    """Tokens [1, L, E], on the network's device, and latent [E] of a view [1, C, D, H, W] on any device."""
+    with torch.inference_mode():
+        tokens = match.image_tokens(volume.to(next(match.parameters()).device))
+        latent: npt.NDArray[np.float32] = match.image_latents(tokens)[0].float().cpu().numpy()
+    return tokens, latent
+
+
 def gated(match: TextMatch) -> bool:
     """Whether texts and tokens gate each other before they are compared."""
     return len(match.local_img_cross_multihead_attention) > 0
@@ -97,8 +104,6 @@ def store_of(
         ConfigError: the model compares no texts with scans.
         DataError: the dataset has no scan.
     """
-    from training_backend.data.prepare import stored_input
-
     if model.config.task is None or model.config.task.name != "retrieval":
         raise ConfigError("This model compares no texts with scans.", "Choose one of the task retrieval.")
     cases = [case for case in dataset.cases() if case.images]
@@ -113,16 +118,22 @@ def store_of(
             f"The store in {folder} was made of other scans, or by another model.", "Choose another folder for it."
         )
 
-    def views() -> Iterator[tuple[str, Tensor]]:
-        for done, case in enumerate(cases):
-            if progress is not None and not progress(done / len(cases)):
-                raise Cancelled
-            yield case.id, torch.from_numpy(stored_input(dataset, case, model.profile).array)[None]
-
-    made = ScanStore.of(model.module, views())  # type: ignore[arg-type]
+    made = ScanStore.of(model.module, _views(model, dataset, cases, progress))  # type: ignore[arg-type]
     if folder is not None:
         made.save(folder)
     return made
+
+
+def _views(
+    model: LoadedModel, dataset: Dataset, cases: Sequence[CaseRecord], progress: Progress | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """View [1, C, D, H, W] of each case by its id."""
+    from training_backend.data.prepare import stored_input
+
+    for done, case in enumerate(cases):
+        if progress is not None and not progress(done / len(cases)):
+            raise Cancelled
+        yield case.id, torch.from_numpy(stored_input(dataset, case, model.profile).array)[None]
 
 
 def find_scans(
@@ -150,9 +161,7 @@ def find_scans(
         if store.tokens is None:
             raise DataError("The store holds no tokens, which this model's gates look at.", "Make the store again.")
         places = {name: index for index, name in enumerate(store.latents.ids)}
-        chosen = [places[name] for name, _ in near]
-        tokens = torch.from_numpy(np.asarray(store.tokens[chosen], np.float32)).to(row.device)
-        scores = gated_scores(match, tokens, row)
+        scores = gated_scores(match, store.tokens[[places[name] for name, _ in near]], row)
     order = np.argsort(-scores, kind="stable")[:top]
     return [(near[index][0], float(scores[index])) for index in order]
 
@@ -165,12 +174,17 @@ def scans_like(store: ScanStore, name: str, *, top: int = 10) -> list[tuple[str,
     return [found for found in store.latents.search(latent, top + 1) if found[0] != name][:top]
 
 
-def gated_scores(match: TextMatch, tokens: Tensor, row: Tensor) -> npt.NDArray[np.float32]:
+def scans_resembling(match: TextMatch, store: ScanStore, volume: Tensor, *, top: int = 10) -> list[tuple[str, float]]:
+    """The `top` scans whose latents are nearest to that of a view [1, C, D, H, W], one of them or any other."""
+    return store.latents.search(looked_at(match, volume)[1], top)
+
+
+def gated_scores(match: TextMatch, tokens: npt.NDArray[np.floating], row: Tensor) -> npt.NDArray[np.float32]:
     """Cosines [B] of one text with volumes through the gates, of tokens [B, L, E] and the vector [1, W] of the text."""
     with torch.inference_mode():
-        found: npt.NDArray[np.float32] = (
-            (match.scores(tokens, row)[:, 0] * (-match.temperature).exp()).float().cpu().numpy()
-        )
+        seen = torch.from_numpy(np.asarray(tokens, np.float32)).to(row.device)
+        cosines = match.scores(seen, row)[:, 0] * (-match.temperature).exp()
+        found: npt.NDArray[np.float32] = cosines.float().cpu().numpy()
     return found
 
 
@@ -210,22 +224,16 @@ def gated_report(model: LoadedModel, dataset: Dataset, cases: Sequence[CaseRecor
     match: TextMatch = model.module  # type: ignore[assignment]
     if not gated(match):
         return {}
-    from training_backend.data.prepare import stored_input
-
+    store = ScanStore.of(match, _views(model, dataset, cases))
     with torch.inference_mode():
         rows = torch.cat([match.text_rows([case.report]) for case in cases])
-        tokens = torch.cat(
-            [
-                match.image_tokens(torch.from_numpy(stored_input(dataset, case, model.profile).array)[None])
-                for case in cases
-            ]
-        )
-        latents, queries = match.image_latents(tokens).float().numpy(), match.text_latents(rows).float().numpy()
+        queries = match.text_latents(rows).float().cpu().numpy()
 
     def rescore(query: int, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        return gated_scores(match, tokens[torch.from_numpy(chosen)], rows[query : query + 1])
+        assert store.tokens is not None  # there are gates
+        return gated_scores(match, store.tokens[chosen], rows[query : query + 1])
 
     shortlist = int(getattr(model.config.task, "shortlist", len(cases)))
-    scores = two_stage_scores(latents, queries, rescore, shortlist)
+    scores = two_stage_scores(store.latents.latents, queries, rescore, shortlist)
     same = {text: number for number, text in enumerate(dict.fromkeys(case.report for case in cases))}
     return rank_report(scores, "gated_text_to_volume_", groups=[same[case.report] for case in cases])

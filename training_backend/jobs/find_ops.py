@@ -45,7 +45,8 @@ class FindOps:
         """Cases that fit a text, or resemble a scan, best first."""
         from training_backend.data.dataset import Dataset
         from training_backend.data.prepare import prepare
-        from training_backend.evaluate.find_cases import find_by_scan, find_by_text
+        from training_backend.evaluate.find_cases import find_by_scan
+        from training_backend.evaluate.two_stage import find_scans
 
         ready = self._session.model(params, progress)
         folder = Path(str(params.get("dataset") or ""))
@@ -54,7 +55,7 @@ class FindOps:
         text, volumes, top = params.get("text"), params.get("volumes"), int(params.get("top") or 10)
         begun = time.perf_counter()
         if text is not None:
-            found = find_by_text(ready.loaded, store, str(text), top)
+            found = find_scans(ready.loaded.module, store, str(text), top=top)
         elif volumes:
             found = find_by_scan(ready.loaded, store, prepare(volumes, ready.loaded.profile), top)
         else:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NETWORK = "MG-3D"
+"""In sentences about sizes of volumes."""
 BLOCK = 16
 """Voxels along each axis of a block that is hidden or kept."""
 FASTER = 5.0
@@ -88,11 +90,12 @@ def build(run: RunConfig) -> nn.Module:
     """
     from training_backend.data.reports import training_reports
     from training_backend.nn.mg3d import Mg3d
-    from training_backend.nn.mg3d_encoders import TOKEN, check_size
+    from training_backend.nn.mg3d_encoders import TOKEN
+    from training_backend.nn.patch import check_halved
     from training_backend.nn.text_encoder import text_model
 
     config = _config(run)
-    check_size(run.data.size)
+    check_halved(run.data.size, NETWORK)
     if any(run.data.augment.flip):
         raise ConfigError(
             "Reports tell left from right and front from back, but data.augment.flip mirrors volumes.",
@@ -254,10 +257,10 @@ def _read(network: Mg3d, batch: Batch, generator: torch.Generator) -> Reports:
 
 
 def _hidden(network: Mg3d, volume: Tensor, generator: torch.Generator, ratio: float | None = None) -> Tensor:
-    from training_backend.nn.mg3d_encoders import check_size
     from training_backend.nn.mg3d_heads import block_mask
+    from training_backend.nn.patch import check_halved
 
-    check_size(tuple(volume.shape[2:]))
+    check_halved(volume.shape[2:], NETWORK)
     share = network.settings.mask_ratio if ratio is None else ratio
     return block_mask(volume.shape[2:], BLOCK, share, generator).to(volume.device)
 

@@ -304,9 +304,10 @@ def _sampling(config: VocoConfig) -> Sampling:
 
 def _check(run: RunConfig, config: VocoConfig, sampling: Sampling) -> None:
     """Refuse crops that the network cannot take, and data settings that are not what the method says."""
-    from training_backend.nn.swin_unetr import check_size
+    from training_backend.nn.patch import check_halved
 
-    check_size((config.resized,) * 3 if config.resized else (sampling.depth, sampling.crop, sampling.crop))
+    size = (config.resized,) * 3 if config.resized else (sampling.depth, sampling.crop, sampling.crop)
+    check_halved(size, "SwinUNETR")
     slab = sampling.slab
     if tuple(run.data.size) != slab:
         raise ConfigError(

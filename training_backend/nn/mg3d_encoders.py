@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from training_backend.errors import ConfigError
 from training_backend.nn.output import EncoderOutput
-from training_backend.nn.patch import Triple, patch_grid
+from training_backend.nn.patch import HALVED, Triple, patch_grid
 from training_backend.nn.plain_unet import PlainEncoder
 from training_backend.nn.swin import Merging, SwinTransformer, channel_norm
 
-TOKEN = 32
+TOKEN = HALVED
 """Voxels along each axis of a token."""
 STAGES = 4
 """Stages of the Swin transformer and of the U-Net."""
@@ -122,11 +122,6 @@ class SwinVision(VisionEncoder, SwinTransformer):
         drop_path: float = 0.0,
         project: int = 0,
     ) -> None:
-        if any((feature_size << stage) % number for stage, number in enumerate(heads)):
-            raise ConfigError(
-                f"The feature size {feature_size} cannot be divided among {heads[0]} attention heads.",
-                f"Choose a multiple of {heads[0]}.",
-            )
         super().__init__(
             in_channels,
             feature_size,
@@ -293,25 +288,6 @@ class PlainVision(VisionEncoder):
         """1 to 6 the stages."""
         parts = parameter.split(".")
         return int(parts[2]) + 1 if parts[:2] == ["encoder", "stages"] else self.depth + 1
-
-
-def check_size(size: Sequence[int]) -> None:
-    """Refuse volumes that five halvings do not divide, or of which a single token would be left.
-
-    Raises:
-        ConfigError: such a size.
-    """
-    if any(side % TOKEN or side < TOKEN for side in size):
-        raise ConfigError(
-            f"MG-3D's encoders halve a volume five times and need sides of multiples of {TOKEN} voxels, but they are "
-            f"{' x '.join(map(str, size))}.",
-            f"Choose multiples of {TOKEN}; published are 128 x 96 x 128.",
-        )
-    if all(side == TOKEN for side in size):
-        raise ConfigError(
-            f"Of {' x '.join(map(str, size))} voxels MG-3D's encoders keep one token, which says nothing of a place.",
-            f"Choose {2 * TOKEN} voxels along one axis at least.",
-        )
 
 
 def _tokens(features: Tensor, grid: Triple) -> Tensor:

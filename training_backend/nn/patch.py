@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_backend.errors import GeometryError
+from training_backend.errors import ConfigError, GeometryError
 
 if TYPE_CHECKING:
     from training_backend.methods.base import Encoder
 
 Triple = tuple[int, int, int]
+
+HALVED = 32
+"""Voxels along each axis of a position of a map that was halved five times."""
 
 
 class PatchEmbed(nn.Module):
@@ -54,6 +58,30 @@ def patch_grid(shape: tuple[int, ...], patch_size: Triple) -> Triple:
             "Give sizes that are multiples of the patch size, or pad the volume.",
         )
     return cast(Triple, tuple(size // patch for size, patch in zip(shape, patch_size, strict=True)))
+
+
+def check_halved(size: Sequence[int], network: str) -> None:
+    """Refuse volumes that five halvings do not divide, or of which a single position would be left.
+
+    Args:
+        size: voxels along each axis.
+        network: what halves them, for the sentence ("SwinUNETR").
+
+    Raises:
+        ConfigError: such a size.
+    """
+    shown = " x ".join(map(str, size))
+    if any(side % HALVED or side < HALVED for side in size):
+        raise ConfigError(
+            f"{network} halves a volume five times and needs sides of multiples of {HALVED} voxels, but they are "
+            f"{shown}.",
+            f"Choose multiples of {HALVED}.",
+        )
+    if all(side == HALVED for side in size):
+        raise ConfigError(
+            f"Of {shown} voxels {network} would keep one position, which has no norm and says nothing of a place.",
+            f"Choose {2 * HALVED} voxels along one axis at least.",
+        )
 
 
 def patchify(volume: Tensor, patch_size: Triple) -> Tensor:

@@ -15,6 +15,7 @@ from monai.networks.blocks import UnetrBasicBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from training_backend.errors import ConfigError
 from training_backend.nn.patch import Triple
 from training_backend.nn.swin_window import attend, clipped, cut, joined, padded_size, relative_index, shift_groups
 
@@ -42,6 +43,9 @@ class SwinTransformer(nn.Module):
         merging: order of the joined voxels, a key of `MERGED`.
         convolutions: a residual convolution block before each stage ("v2").
         drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
+
+    Raises:
+        ConfigError: heads that do not divide the channels.
     """
 
     def __init__(
@@ -57,6 +61,11 @@ class SwinTransformer(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        if any((width << stage) % number for stage, number in enumerate(heads)):
+            raise ConfigError(
+                f"The feature size {width} cannot be divided among {heads[0]} attention heads.",
+                f"Choose a multiple of {heads[0]}.",
+            )
         self.merging, self.depths, self.convolutions = merging, tuple(depths), convolutions
         self.patch_embed = PatchConvolution(in_channels, width)
         total = sum(depths)

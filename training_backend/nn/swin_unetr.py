@@ -13,15 +13,14 @@ import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from training_backend.errors import ConfigError
 from training_backend.nn.axes import Axes, turned, turned_back
 from training_backend.nn.output import EncoderOutput
-from training_backend.nn.patch import Triple, patch_grid
+from training_backend.nn.patch import HALVED, Triple, check_halved, patch_grid
 from training_backend.nn.swin import Merging, SwinTransformer, residual_block
 
 TOKEN = 16
 """Voxels along each axis of a token of `SwinUnetr.encode`."""
-COARSEST = 32
+COARSEST = HALVED
 """Voxels along each axis of a position of the coarsest map."""
 STRIDES = {"enc0": 1, "enc1": 2, "enc2": 4, "enc3": 8, "skip": 16, "dec4": 32}
 """Voxels along each axis of a position of each map."""
@@ -103,11 +102,6 @@ class SwinUnetr(nn.Module):
         axes: Axes = "xyz",
     ) -> None:
         super().__init__()
-        if any((feature_size << stage) % number for stage, number in enumerate(heads)):
-            raise ConfigError(
-                f"The feature size {feature_size} cannot be divided among {heads[0]} attention heads.",
-                f"Choose a multiple of {heads[0]}.",
-            )
         self.in_channels, self.feature_size, self.axes, self.merging = in_channels, feature_size, axes, merging
         self.patch_size: Triple = (TOKEN, TOKEN, TOKEN)
         self.width, self.depth = 24 * feature_size, 2 * len(heads)
@@ -137,7 +131,7 @@ class SwinUnetr(nn.Module):
 
     def maps(self, volume: Tensor) -> Maps:
         """Features of `volume` [B, C, D, H, W] in the network's frame, whose sides are multiples of 32 voxels."""
-        check_size(tuple(volume.shape[2:]))
+        check_halved(volume.shape[2:], "SwinUNETR")
         hidden = [x.contiguous() for x in self.swinViT(volume)]
         return Maps(
             self.encoder1(volume),
@@ -221,23 +215,8 @@ class SwinUnetr(nn.Module):
         return _cut(features, grid).flatten(2).transpose(1, 2)
 
 
-def check_size(size: tuple[int, ...]) -> None:
-    """Refuse volumes that five halvings do not divide, or of which a single voxel would be left."""
-    if any(side % COARSEST or side < COARSEST for side in size):
-        raise ConfigError(
-            f"SwinUNETR halves a volume five times and needs sides of multiples of {COARSEST} voxels, but they are "
-            f"{' x '.join(map(str, size))}.",
-            f"Choose multiples of {COARSEST}.",
-        )
-    if all(side == COARSEST for side in size):
-        raise ConfigError(
-            f"Of {' x '.join(map(str, size))} voxels SwinUNETR would keep one position, which has no norm.",
-            f"Choose {2 * COARSEST} voxels along one axis at least.",
-        )
-
-
 def _whole(volume: Tensor) -> Tensor:
-    """`volume` with zeros at its end up to sides that `check_size` accepts."""
+    """`volume` with zeros at its end up to sides that `check_halved` accepts."""
     sides = [max(1, -(-side // COARSEST)) * COARSEST for side in volume.shape[2:]]
     if all(side == COARSEST for side in sides):
         sides[2] = 2 * COARSEST
