@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from training_backend.config.presets import backbone_config, pretrain_config
+from training_backend.config.presets import backbone_config, finetune_config, pretrain_config
 from training_backend.config.registry import method, methods, tasks
+from training_backend.config.registry import task as find_task
 from training_backend.data.prepare import InputProfile
 from training_backend.engine.rundir import RunDirectory
 from training_backend.errors import WeightsError
@@ -69,7 +70,7 @@ def test_weights_that_are_not_there_are_told_at_once_unless_a_run_goes_on(model:
 
 @pytest.mark.parametrize("task", tasks())
 @pytest.mark.parametrize("name", methods())
-def test_no_task_sees_sequences_whatever_its_backbone_saw(name: str, task: str) -> None:
+def test_tasks_see_scans_and_voxels_are_told_apart_on_crops_whatever_the_backbone_saw(name: str, task: str) -> None:
     for preset in ("tiny", "published"):
         trained = pretrain_config(name, preset, Path("d"))
         backbone = {"method": trained.method.model_dump(), "data": trained.data.model_dump()}
@@ -77,3 +78,12 @@ def test_no_task_sees_sequences_whatever_its_backbone_saw(name: str, task: str) 
         assert found.method == trained.method
         assert found.data.view in (("text",) if task == "text_classification" else ("crop", "volume"))
         assert found.data.labelled is None
+        if find_task(task).needs == "labels":
+            assert found.data.view == "crop"
+            assert finetune_config(task, preset, Path("d"), name).data.view == "crop"
+
+
+def test_a_view_that_is_named_stays() -> None:
+    backbone = {"method": {"name": "mg3d"}, "data": {"view": "volume"}}
+    found = backbone_config("segmentation", "tiny", Path("d"), backbone, {"data": {"view": "volume"}})
+    assert found.data.view == "volume"

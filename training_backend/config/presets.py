@@ -41,9 +41,7 @@ def finetune_config(
     """Configuration of a fine-tuning run: encoder settings of the method's preset, all else of the task's."""
     encoder = _preset(find_method(method).presets, preset, method)
     chosen = _preset(find_task(task).presets, preset, task)
-    data = merged(encoder.get("data", {}), {"dataset": dataset})
-    if data.get("view") == "sequence":
-        data["view"] = "crop"  # sequences are for pre-training; a task looks at scans
+    data = _looked_at(merged(encoder.get("data", {}), {"dataset": dataset}), task)
     data.pop("labelled", None)  # a task's only stream is labelled
     base = {
         "kind": "finetune",
@@ -73,11 +71,20 @@ def backbone_config(
     """
     method = dict(backbone.get("method", {}))
     kept = {name: value for name, value in backbone.get("data", {}).items() if name in KEPT}
-    if kept.get("view") == "sequence":
-        kept["view"] = "crop"
     decided = dict(find_task(task).presets.get(preset, {}).get("data", {}))
-    own = {"method": method, "data": merged(kept, decided)}
+    own = {"method": method, "data": merged(_looked_at(kept, task), decided)}
     return finetune_config(task, preset, dataset, method.get("name", DEFAULT_METHOD), merged(own, changes or {}))
+
+
+def _looked_at(data: dict[str, Any], task: str) -> dict[str, Any]:
+    """Data settings of a backbone as a task wants them where its preset does not decide.
+
+    Sequences are for pre-training, a task looks at scans. Voxels are told apart on crops, since whole volumes are
+    resampled to a few voxels.
+    """
+    view = data.get("view")
+    whole = view == "volume" and find_task(task).needs == "labels"
+    return {**data, "view": "crop"} if whole or view == "sequence" else data
 
 
 def _preset(presets: Any, name: str, owner: str) -> dict[str, Any]:
