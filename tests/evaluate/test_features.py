@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 
 from training_backend.config.presets import pretrain_config
 from training_backend.config.registry import method
+from training_backend.data.manifest import DatasetInfo
 from training_backend.data.phantoms import thorax_ct
 from training_backend.data.prepare import InputProfile, Prepared, prepare
+from training_backend.data.volume import Geometry, Volume
 from training_backend.errors import ConfigError, ResourceError
 from training_backend.evaluate import feature_cache, features
+from training_backend.evaluate.feature_estimate import estimate_features
 from training_backend.evaluate.features import (
     TokenMap,
     body_tokens,
@@ -21,6 +26,7 @@ from training_backend.evaluate.features import (
     tiling,
     token_features,
 )
+from training_backend.evaluate.modality import modality_warning
 from training_backend.tasks.base import Cancelled
 
 SIZE = (16, 16, 16)
@@ -147,6 +153,64 @@ def test_too_large_a_result_is_refused_before_it_is_computed(encoder, scan, monk
     monkeypatch.setattr(encoder, "encode", lambda *_: pytest.fail("computed nevertheless"))
     with pytest.raises(ResourceError):
         token_features(encoder, prepared, profile)
+
+
+def test_a_slab_at_a_time_is_summed_and_nothing_is_held_twice(encoder):
+    """A tall stack of windows in half precision takes little more than its result."""
+    shape = (2048, 16, 16)
+    array = np.zeros((1, *shape), np.float32)
+    tiles = tiling(shape, (4, 4, 4), InputProfile(size=SIZE), overlap=0.5)
+    maps = torch.ones(256, 4, 4, 4)
+    tracemalloc.start()
+    found = over_tiles(lambda view: maps, array, tiles, encoder, None, np.float16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.shape == (512, 4, 4, 256)
+    assert (found == 1).all()
+    assert found.nbytes < peak < tiles.bytes(256) + 2**20 < 2 * found.nbytes
+
+
+def test_what_features_take_is_told_from_the_grid_alone(encoder):
+    scan = Geometry.from_spacing((400, 512, 512), (1.0, 0.7, 0.7))
+    told = estimate_features(encoder, InputProfile(size=SIZE), scan)
+    assert told.grid == (100, 128, 128)
+    assert told.channels == 192
+    assert told.windows == 49 * 63 * 63
+    tokens = 100 * 128 * 128 * 192
+    assert tokens * 6 < told.bytes < tokens * 6 + 2 * 2**30
+    assert str(told).startswith("At most 100 × 128 × 128 places of 192 numbers in 194,481 looks, with ")
+    coarse = estimate_features(encoder, InputProfile(size=SIZE, spacing_mm=(2.0, 2.0, 2.0)), scan)
+    assert coarse.grid == (50, 45, 45)
+    whole = estimate_features(encoder, InputProfile(size=(32, 32, 32), view="volume"), scan)
+    assert (whole.grid, whole.windows) == ((8, 8, 8), 1)
+    assert "in one look" in str(whole)
+
+
+@pytest.mark.parametrize(
+    ("learnt", "profile", "scan", "lowest", "said"),
+    [
+        ("CT", "auto", "CT", 0, ""),
+        ("CT", "auto", "MR", 0, "This model learnt from CT, but knee is MR."),
+        ("MR", "zscore", "CT", -1000, "This model learnt from MR, but knee is CT."),
+        ("unknown", "zscore", "MR", 0, ""),
+        ("unknown", "window", "MR", 0, "This model learnt from CT, but knee is MR."),
+        ("CT", "auto", "unknown", 0, "This model learnt from CT, but knee holds no Hounsfield units: its darkest"),
+        ("CT", "auto", "unknown", -1000, ""),
+        ("MR", "zscore", "unknown", 0, ""),
+    ],
+)
+def test_other_modalities_get_a_sentence(learnt, profile, scan, lowest, said):
+    array = np.full((2, 2, 2), lowest, np.int16)
+    volume = Volume(array, Geometry.from_spacing((2, 2, 2), (1.0, 1.0, 1.0)), scan, "knee")
+    found = modality_warning(InputProfile(modality=learnt, intensity={"profile": profile}), [volume])
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+    assert modality_warning(InputProfile(modality=learnt), []) == ""
+
+
+def test_a_run_keeps_the_modality_of_its_dataset():
+    config = pretrain_config("mae3d", "tiny", ".")
+    assert InputProfile.of(config, DatasetInfo(name="knees", modality="MR")).modality == "MR"
 
 
 def test_kept_features_come_back_and_damaged_ones_do_not(encoder, scan):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.config.registry import method, task
 from training_backend.data.phantoms import Phantom, thorax_ct, write_cohort
 from training_backend.data.prepare import InputProfile
+from training_backend.data.volume import Geometry
 from training_backend.errors import ConfigError, DataError, Med3dError, RunError, WeightsError
 from training_backend.jobs.client import Cancelled, ServeClient
 
@@ -100,6 +104,36 @@ def test_features_are_computed_once(client: ServeClient, models: dict[str, str],
     assert not client.request("features", normalised=False, **ask)["cached"]
 
 
+def test_what_features_take_is_told_before_any_voxel_is_sent(
+    client: ServeClient, models: dict[str, str], phantom: Phantom
+) -> None:
+    told = client.request("features_need", source=models["mae"], geometry=phantom.volume.geometry)
+    assert told["windows"] == 2 * 4 * 3  # of four tokens each way, half of them seen before
+    assert told["sentence"].startswith("At most 5 × 9 × 7 places of 192 numbers in ")
+    assert told["sentence"].endswith("GiB are free.")
+    assert 5 * 9 * 7 * 192 * 6 < told["bytes"] < told["free"]
+    huge = Geometry.from_spacing((4000, 4000, 4000), (0.1, 0.1, 0.1))
+    told = client.request("features_need", source=models["mae"], geometry=huge)
+    assert told["bytes"] > told["free"]
+
+
+def test_a_scan_of_another_modality_is_looked_at_with_a_warning(
+    client: ServeClient, models: dict[str, str], phantom: Phantom
+) -> None:
+    card = json.loads((Path(models["mae"]) / "card.json").read_text(encoding="utf-8"))
+    folder = Path(models["mae"]).with_name("of-ct")
+    shutil.copytree(models["mae"], folder)
+    card["profile"]["modality"] = "CT"
+    (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    ask: dict[str, Any] = {"source": str(folder)}
+    assert client.request("features", volumes=[phantom.volume], **ask)["warning"] == ""
+    mr = replace(phantom.volume, modality="MR", name="knee")
+    for op in ("features", "attention", "reconstruct"):
+        answer = client.request(op, volumes=[mr], **ask)
+        assert answer["warning"] == ("This model learnt from CT, but knee is MR. What it shows here may mean little.")
+    assert client.request("attention", source=models["mae"], volumes=[mr])["warning"] == ""  # learnt from nobody knows
+
+
 def test_reconstruct_gives_pictures_in_hounsfield_units(
     client: ServeClient, models: dict[str, str], phantom: Phantom
 ) -> None:
@@ -156,7 +190,7 @@ def test_a_model_tells_what_it_can_show(client: ServeClient, models: dict[str, s
     assert [name for name, view in views.items() if view["point"]] == ["token-attention"]
     prefix = views["next-patch"]["options"]["properties"]["prefix"]
     assert (prefix["minimum"], prefix["maximum"], prefix["ui"]["widget"]) == (0, 1, "slider")
-    assert client.request("load", source=models["mae"])["views"] == []
+    assert [view["name"] for view in client.request("load", source=models["mae"])["views"]] == ["token-attention"]
 
 
 def test_a_roll_out_streams_frame_after_frame(client: ServeClient, models: dict[str, str], phantom: Phantom) -> None:

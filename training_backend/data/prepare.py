@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import field_validator
 
-from training_backend.config.data import IntensityConfig
+from training_backend.config.data import IntensityConfig, centre_of
 from training_backend.config.model import ConfigModel
 from training_backend.config.run import RunConfig
 from training_backend.data.dataset import Dataset
@@ -38,10 +39,17 @@ class InputProfile(ConfigModel):
     """Voxels of a view along (z, y, x)."""
     keep_aspect: bool = True
     """With whole volumes: isotropic and padded, or stretched."""
-    centre: float = 1.0
-    """With whole volumes: share of height and width that is seen, about the middle."""
+    centre: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """With whole volumes: share along (z, y, x) that is seen, about the middle."""
     crop_body: bool = True
     """Look at the box around the body only."""
+    modality: str = "unknown"
+    """Of all scans that were learnt from, where it was the same: "CT", "MR", ..."""
+
+    @field_validator("centre", mode="before")
+    @classmethod
+    def _of_slices(cls, value: Any) -> Any:
+        return centre_of(value)
 
     @classmethod
     def of(cls, config: RunConfig, info: DatasetInfo) -> InputProfile:
@@ -66,6 +74,7 @@ class InputProfile(ConfigModel):
             keep_aspect=data.keep_aspect,
             centre=data.centre,
             crop_body=info.crop_body,
+            modality=info.modality,
         )
 
 

@@ -48,13 +48,13 @@ class TokenTiles:
     @property
     def padded(self) -> Shape:
         """Voxels along (z, y, x) that the windows cover; the volume is padded at its end to these."""
-        tokens = (max(g, w) for g, w in zip(self.grid, self.window, strict=True))
-        z, y, x = (n * p for n, p in zip(tokens, self.patch, strict=True))
+        z, y, x = (n * p for n, p in zip(_extent(self), self.patch, strict=True))
         return (z, y, x)
 
     def bytes(self, channels: int) -> int:
-        """Memory needed for a map of so many channels, with its half-precision copy."""
-        return int(np.prod(self.grid)) * (channels * 6 + 4)
+        """Memory needed for a half-precision map of so many channels, and for the slab that is summed on the way."""
+        extent = _extent(self)
+        return math.prod(self.grid) * channels * 2 + self.window[0] * extent[1] * extent[2] * (channels + 1) * 4
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,8 @@ def token_features(
         grid: Tensor = tokens.transpose(1, 2).unflatten(2, out.grid)[0]
         return grid
 
-    values = over_tiles(features, prepared.array, tiles, encoder, progress)
-    half = np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
-    return TokenMap(half, token_geometry(prepared.geometry, tiles))
+    values = over_tiles(features, prepared.array, tiles, encoder, progress, np.float16)
+    return TokenMap(values, token_geometry(prepared.geometry, tiles))
 
 
 def map_tiles(
@@ -231,8 +230,12 @@ def over_tiles(
     tiles: TokenTiles,
     encoder: Encoder,
     progress: Progress | None = None,
-) -> npt.NDArray[np.float32]:
+    kind: type[np.floating[Any]] = np.float32,
+) -> npt.NDArray[Any]:
     """Weighted mean over windows of what `function` gives for each.
+
+    Windows are visited from the first slice to the last. Only a slab as thick as one of them is summed in float32; what
+    no later window reaches leaves it in the type wanted.
 
     Args:
         function: [1, C, D, H, W] of one window on the encoder's device to [E, d, h, w].
@@ -240,33 +243,57 @@ def over_tiles(
         tiles: the windows.
         encoder: tells the device.
         progress: told the share done; answers whether to go on.
+        kind: type of the result; numbers beyond the range of half precision become its largest.
 
     Returns:
-        [d, h, w, E] float32 over `tiles.grid`.
+        [d, h, w, E] over `tiles.grid`.
     """
     import torch
 
     device = next(encoder.parameters()).device  # type: ignore[attr-defined]
-    source = _padded(array, tiles.padded)
-    weight = _window_weight(tiles.window)[..., None]
-    total: npt.NDArray[np.float32] | None = None
-    extent = _ceil(tiles.padded, tiles.patch)
-    weights = np.zeros((*extent, 1), np.float32)
-    for done, start in enumerate(tiles.starts):
+    weight, fill = _window_weight(tiles.window)[..., None], float(array.min())
+    ends = [*(start[0] for start in tiles.starts[1:]), _extent(tiles)[0]]
+    slab: _Slab | None = None
+    result: npt.NDArray[Any] | None = None
+    for done, (start, end) in enumerate(zip(tiles.starts, ends, strict=True)):
         if progress is not None and not progress(done / len(tiles.starts)):
             raise Cancelled
-        voxels = tuple(slice(s * p, (s + n) * p) for s, n, p in zip(start, tiles.window, tiles.patch, strict=True))
+        view = _window(array, tiles, start, fill)
         with torch.inference_mode():
-            view = torch.from_numpy(np.ascontiguousarray(source[(slice(None), *voxels)]))[None].to(device)
-            values = function(view).float().permute(1, 2, 3, 0).cpu().numpy()
-        if total is None:
-            total = np.zeros((*extent, values.shape[-1]), np.float32)
-        tokens = tuple(slice(s, s + n) for s, n in zip(start, tiles.window, strict=True))
-        total[tokens] += values * weight
-        weights[tokens] += weight
-    assert total is not None
-    total /= weights
-    return total[tuple(slice(n) for n in tiles.grid)]
+            values = function(torch.from_numpy(view)[None].to(device)).float().permute(1, 2, 3, 0).cpu().numpy()
+        if slab is None or result is None:
+            slab, result = _Slab(tiles, values.shape[-1]), np.empty((*tiles.grid, values.shape[-1]), kind)
+        slab.add(values * weight, weight, start)
+        if end > start[0]:
+            slab.finish(end - start[0], result[start[0] : end])
+    assert result is not None  # there is at least one window
+    return result
+
+
+class _Slab:
+    """Weighted sums of the tokens that windows still reach, [window, h, w, E]."""
+
+    def __init__(self, tiles: TokenTiles, channels: int) -> None:
+        shape = (tiles.window[0], *_extent(tiles)[1:])
+        self._window = tiles.window
+        self._sums, self._weights = np.zeros((*shape, channels), np.float32), np.zeros((*shape, 1), np.float32)
+
+    def add(self, values: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], start: Shape) -> None:
+        """Add a window that begins with the first slice of the slab."""
+        box = (slice(None), *(slice(s, s + n) for s, n in zip(start[1:], self._window[1:], strict=True)))
+        self._sums[box] += values
+        self._weights[box] += weight
+
+    def finish(self, count: int, target: npt.NDArray[Any]) -> None:
+        """Put the means of the first `count` slices into `target`, as far as it reaches; the others move up."""
+        done = self._sums[:count]
+        done /= self._weights[:count]
+        if target.dtype == np.float16:
+            np.clip(done, -FLOAT16_MAX, FLOAT16_MAX, out=done)
+        target[:] = done[tuple(slice(n) for n in target.shape[:3])]
+        for array in (self._sums, self._weights):
+            array[: len(array) - count] = array[count:]
+            array[len(array) - count :] = 0
 
 
 def token_geometry(volume: Geometry, tiles: TokenTiles) -> Geometry:
@@ -288,6 +315,19 @@ def check_memory(needed: int) -> None:
         )
 
 
+def _window(array: npt.NDArray[np.float32], tiles: TokenTiles, start: Shape, fill: float) -> npt.NDArray[np.float32]:
+    """Voxels [C, D, H, W] of the window that begins with token `start`, with `fill` beyond the end of the volume."""
+    box = tuple(slice(s * p, (s + n) * p) for s, n, p in zip(start, tiles.window, tiles.patch, strict=True))
+    size = tuple(n * p for n, p in zip(tiles.window, tiles.patch, strict=True))
+    return np.ascontiguousarray(_padded(array[(slice(None), *box)], (size[0], size[1], size[2]), fill))
+
+
+def _extent(tiles: TokenTiles) -> Shape:
+    """Tokens along each axis that the windows cover."""
+    d, h, w = (max(g, w) for g, w in zip(tiles.grid, tiles.window, strict=True))
+    return (d, h, w)
+
+
 def _spatial(prepared: Prepared) -> Shape:
     _, depth, height, width = prepared.array.shape
     return (depth, height, width)
@@ -303,12 +343,12 @@ def _times(numbers: Shape, factor: int) -> Shape:
     return (d, h, w)
 
 
-def _padded(array: npt.NDArray[Any], shape: Shape, fill: float | None = None) -> npt.NDArray[Any]:
-    """`array` [C, D, H, W] with `fill` (its darkest value when None) appended at the end of each axis up to `shape`."""
+def _padded(array: npt.NDArray[Any], shape: Shape, fill: float) -> npt.NDArray[Any]:
+    """`array` [C, D, H, W] with `fill` appended at the end of each axis up to `shape`."""
     missing = [(0, 0), *((0, wanted - found) for wanted, found in zip(shape, array.shape[1:], strict=True))]
     if not any(after for _, after in missing):
         return array
-    return np.pad(array, missing, constant_values=array.min() if fill is None else fill)
+    return np.pad(array, missing, constant_values=fill)
 
 
 def _window_weight(window: Shape) -> npt.NDArray[np.float32]:

@@ -12,6 +12,8 @@ operation           parameters                                         values
                     of the moving scan                                 `notes`
 ``features``        `source`, `volumes`, `normalised`, `overlap`,      `tokens` [d, h, w, E], `geometry`, `body`,
                     `level`                                            `cached`, `features` (a name of what they are)
+``features_need``   `source`, `geometry`, `contrasts`, `overlap`,      `bytes` that ``features`` takes, `free` ones,
+                    `level`                                            `windows`, `sentence`
 ``reconstruct``     `source`, `volumes`, `mask_ratio`, `seed`,         `pictures`, `error`, `unit`
                     `full`, `centre`
 ``preview_masking`` `config`, `volumes`, `mask_ratio`, `seed`,         as ``reconstruct``; only what needs no training,
@@ -25,6 +27,8 @@ operation           parameters                                         values
                     `other_centre`, `against` (another source),        `passages`
                     `dataset` and `cases` (ids)
 ``next_cases``      `source`, `folder`, `by`, `count`                  `choices`, see `evaluate.next_case.Choice`
+``compare_runs``    `runs` (folders), `metric`, `structure`            see `jobs.run_ops.compare_runs`
+``report_runs``     as ``compare_runs``, and `path`, `smoothing`       `path`
 ``cohort_map``      `source`, `folders`, `regions`                     see `jobs.cohort_ops.cohort_map`
 ``cohort_umap``     `vectors`                                          `places` [N, 2]
 ``estimate``        `config`, `steps`                                  fields of `engine.estimate.Estimate`,
@@ -37,11 +41,12 @@ operation           parameters                                         values
 `source` is a run directory, a model folder, a weights file or ``zoo:NAME``. `volumes` are the contrasts of one case.
 Answers about a model hold its facts too: `summary` (a sentence), `method`, `kind`, `task`, `depth`, `patch_size`,
 `contrasts`, `reconstructs`, and `views`, a list of `name`, `title`, `tip`, `point`, `other`, `teacher`, `against`,
-`text`, `cases` and `options` (a JSON schema). Views that compare cases need no `volumes`. `centre` and `point` are
-voxels (z, y, x) of the scan's own grid. A picture is `name`, `array`, `geometry` (of the array's own grid), `role`,
-`limits`, `classes`, `sides`, `names`, `other`; one of role "matrix" has no place in the scan, the numbers of role
-"vectors" are counted in elements of its geometry. A passage is `title`, `value` and `pieces`, each of these `text`,
-`kind` and `told`; texts are answered, and never logged.
+`text`, `cases` and `options` (a JSON schema). Those about a scan have a `warning` too, a sentence where the scan is of
+another modality than the model learnt from, else empty. Views that compare cases need no `volumes`. `centre` and
+`point` are voxels (z, y, x) of the scan's own grid. A picture is `name`, `array`, `geometry` (of the array's own grid),
+`role`, `limits`, `classes`, `sides`, `names`, `other`; one of role "matrix" has no place in the scan, the numbers of
+role "vectors" are counted in elements of its geometry. A passage is `title`, `value` and `pieces`, each of these
+`text`, `kind` and `told`; texts are answered, and never logged.
 """
 
 from __future__ import annotations
@@ -65,6 +70,7 @@ from training_backend.jobs.cohort_ops import cohort_map, cohort_umap
 from training_backend.jobs.compare_ops import compare_masks
 from training_backend.jobs.find_ops import FindOps
 from training_backend.jobs.learn_ops import next_cases
+from training_backend.jobs.run_ops import compare_runs, report_runs
 from training_backend.jobs.stroke_ops import StrokeOps
 
 if TYPE_CHECKING:
@@ -144,16 +150,19 @@ class Session:
             "ping": lambda _params, _progress: {"pid": os.getpid()},
             "info": self.info,
             "load": self.load,
-            "predict": self.predict,
+            "predict": self._warned(self.predict),
             "register": self.register,
-            "features": self.features,
-            "reconstruct": self.reconstruct,
+            "features": self._warned(self.features),
+            "features_need": self.features_need,
+            "reconstruct": self._warned(self.reconstruct),
             "preview_masking": self.preview_masking,
-            "attention": self.attention,
-            "view": self.view,
+            "attention": self._warned(self.attention),
+            "view": self._warned(self.view),
             "estimate": self.estimate,
             "import_report": self.import_report,
             "compare_masks": compare_masks,
+            "compare_runs": compare_runs,
+            "report_runs": report_runs,
             "next_cases": partial(next_cases, self),
             "cohort_map": partial(cohort_map, self),
             "cohort_umap": cohort_umap,
@@ -252,6 +261,20 @@ class Session:
             feature_cache.keep(key, found, body)
         answer = {"tokens": found.values, "geometry": found.geometry, "body": body, "cached": kept is not None}
         return {**ready.facts, **answer, "features": feature_cache.content_hash(ready.hash, settings)}
+
+    def features_need(self, params: Params, progress: Progress) -> Values:
+        """What the features of a scan would take; only its grid is needed."""
+        import psutil
+
+        from training_backend.evaluate.feature_estimate import estimate_features, in_gib
+
+        ready = self.model(params, progress)
+        encoder, profile = ready.loaded.encoder, ready.loaded.profile
+        how: dict[str, Any] = {"level": int(params.get("level") or 0), "overlap": float(params.get("overlap", 0.5))}
+        found = estimate_features(encoder, profile, params["geometry"], int(params.get("contrasts") or 1), **how)
+        free = psutil.virtual_memory().available
+        sentence = f"{found} {in_gib(free)} are free."
+        return {**ready.facts, "bytes": found.bytes, "free": free, "windows": found.windows, "sentence": sentence}
 
     def reconstruct(self, params: Params, progress: Progress) -> Values:
         """Masked view, reconstruction and error of a scan by a pre-trained model."""
@@ -357,6 +380,18 @@ class Session:
         report = transfer(network, found, config, encoder_only=config.task is not None)
         data = found.config.data.model_dump(include={"intensity", "size", "view", "keep_aspect", "contrasts"})
         return {**report.to_dict(), "text": str(report), "method": found.config.method.model_dump(), "data": data}
+
+    def _warned(self, operation: Callable[[Params, Progress], Values]) -> Callable[[Params, Progress], Values]:
+        """An operation that also tells when a scan is of another modality than those that the model learnt from."""
+
+        def warned(params: Params, progress: Progress) -> Values:
+            from training_backend.evaluate.modality import modality_warning
+
+            values = operation(params, progress)
+            assert self._ready is not None  # the operation has loaded it
+            return {**values, "warning": modality_warning(self._ready.loaded.profile, params.get("volumes") or [])}
+
+        return warned
 
     @property
     def device(self) -> str:

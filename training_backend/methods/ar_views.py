@@ -10,6 +10,7 @@ from pydantic import Field
 
 from training_backend.config import ConfigModel, ui
 from training_backend.methods.base import Frame, ModelView, PreviewArray
+from training_backend.methods.shared_views import TokenAttentionOptions, attention_frame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,20 +53,14 @@ class PredictabilityOptions(ConfigModel):
     """Number that decides which lengths are drawn."""
 
 
-class AttentionOptions(ConfigModel):
-    """Which attention is shown."""
+class AttentionOptions(TokenAttentionOptions):
+    """Which attention is shown, and what a patch may look at."""
 
-    block: int = Field(0, ge=0)
-    """Transformer block, counted from 1; the last one when 0."""
-    head: int = Field(0, ge=0)
-    """Attention head, counted from 1; the mean of all when 0."""
     mode: Literal["bidirectional", "prefix", "causal"] = "bidirectional"
     """What a patch may look at. bidirectional: everything, as after pre-training. causal: what comes before it in the
     sequence. prefix: that and the whole context, as in pre-training."""
     prefix: float = Field(0.25, ge=0, le=1, json_schema_extra=_SLIDER)
     """Share of the patches that is the context, for the mode prefix."""
-    point: tuple[int, int, int] = Field((0, 0, 0), json_schema_extra=ui(hidden=True))
-    """Voxel (z, y, x) of the view whose patch looks."""
 
 
 class EvidenceOptions(ConfigModel):
@@ -197,31 +192,13 @@ def token_attention(
     encoder: ArEncoder, volume: Tensor, options: AttentionOptions, _generator: torch.Generator
 ) -> Iterator[Frame]:
     """What the patch that holds a voxel looks at, as a multiple of looking at all alike."""
-    import numpy as np
-
-    from training_backend.errors import ConfigError
-
-    if options.block > encoder.depth:
-        raise ConfigError(f"The model has {encoder.depth} blocks, so block {options.block} does not exist.")
-    block = (options.block or encoder.depth) - 1
-    grid = [n // p for n, p in zip(volume.shape[2:], encoder.patch_size, strict=True)]
-    cell = [v // p for v, p in zip(options.point, encoder.patch_size, strict=True)]
-    length = math.prod(grid)
-    index = int(np.ravel_multi_index(cell, grid))
+    length = math.prod(n // p for n, p in zip(volume.shape[2:], encoder.patch_size, strict=True))
     prefix = _prefix(options.prefix, length) if options.mode == "prefix" else 0
-    weights = encoder.token_attention(volume, block, index, options.mode, prefix).float()
-    if options.head > len(weights):
-        raise ConfigError(f"The model has {len(weights)} heads, so head {options.head} does not exist.")
-    chosen = weights.mean(dim=0) if options.head == 0 else weights[options.head - 1]
-    shown = _numbers(chosen) * length
-    head = f"head {options.head}" if options.head else f"mean of {len(weights)} heads"
-    text = (
-        f"Block {block + 1}, {head}: the patch at z, y, x = {', '.join(str(k + 1) for k in cell)} looks at most "
-        f"{shown.max():.1f} times as much at one place as if it looked at all alike; "
-        f"{100 * max(0.0, 1 - float(chosen.sum())):.0f} % goes to the start token."
-    )
-    limits = (0.0, max(float(np.percentile(shown, 99.5)), 1e-3))
-    yield Frame([PreviewArray("attention", shown, "heatmap", voxels=encoder.patch_size, limits=limits)], text)
+
+    def look(view: Tensor, block: int, patch: int) -> Tensor:
+        return encoder.token_attention(view, block, patch, options.mode, prefix)
+
+    yield attention_frame(encoder, volume, options, look, "start")
 
 
 def evidence(

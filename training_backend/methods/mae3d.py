@@ -9,6 +9,7 @@ from pydantic import Field
 
 from training_backend.config import MethodConfig, RunConfig, ui
 from training_backend.methods.base import Batch, Card, Encoder, Method, PreviewArray, StepOutput
+from training_backend.methods.shared_views import TOKEN_ATTENTION
 
 if TYPE_CHECKING:
     import torch
@@ -261,4 +262,5 @@ METHOD = Method(
     encoder=lambda network: network,  # type: ignore[arg-type, return-value]
     build_encoder=build_encoder,
     family="mae3d",
+    views=(TOKEN_ATTENTION,),
 )

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from training_backend.config import ConfigModel, ui
 from training_backend.methods.base import Frame, ModelView, PreviewArray
+from training_backend.methods.shared_views import TOKEN_ATTENTION
 
 if TYPE_CHECKING:
     import torch
@@ -206,4 +207,5 @@ VIEWS = (
         needs="encoder",
         point=True,
     ),
+    TOKEN_ATTENTION,
 )

@@ -1,14 +1,14 @@
-"""Views that do not depend on a method: scales of any hierarchical encoder, certainty of any segmentation."""
+"""Views that do not depend on a method: scales of any pyramid, attention of any transformer, any segmentation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from training_backend.config import ConfigModel
+from training_backend.config import ConfigModel, ui
 from training_backend.methods.base import Frame, Method, ModelView, PreviewArray
 
 if TYPE_CHECKING:
@@ -32,6 +32,17 @@ class ScalesOptions(ConfigModel):
     """Principal component drawn in red; the next two are green and blue."""
     body_only: bool = True
     """Leave air black, so that colours tell organs apart."""
+
+
+class TokenAttentionOptions(ConfigModel):
+    """Which attention is shown."""
+
+    block: int = Field(0, ge=0)
+    """Transformer block, counted from 1; the last one when 0."""
+    head: int = Field(0, ge=0)
+    """Attention head, counted from 1; the mean of all when 0."""
+    point: tuple[int, int, int] = Field((0, 0, 0), json_schema_extra=ui(hidden=True))
+    """Voxel (z, y, x) of the view whose patch looks."""
 
 
 class CertaintyOptions(ConfigModel):
@@ -98,6 +109,54 @@ def colours(features: Tensor, body: Tensor | None, first: int = 0) -> tuple[npt.
     return result.numpy(), float(values[wanted].clamp(min=0).sum() / total)
 
 
+def token_attention(
+    encoder: Any, volume: Tensor, options: TokenAttentionOptions, _generator: torch.Generator
+) -> Iterator[Frame]:
+    """What the patch that holds a voxel looks at, as a multiple of looking at all alike."""
+    yield attention_frame(encoder, volume, options, encoder.token_attention)
+
+
+def attention_frame(
+    encoder: Any,
+    volume: Tensor,
+    options: TokenAttentionOptions,
+    look: Callable[[Tensor, int, int], Tensor],
+    first: str = "class",
+) -> Frame:
+    """The attention of a patch over a view, with the sentence on it.
+
+    Args:
+        encoder: a transformer.
+        volume: the view [1, C, D, H, W].
+        options: block, head and voxel.
+        look: attention [heads, d, h, w] in a block (index) of a patch, by its number in raster order of the view; what
+            is missing from a sum of 1 goes to the first token.
+        first: what that token is called.
+    """
+    import numpy as np
+
+    from training_backend.errors import ConfigError
+
+    if options.block > encoder.depth:
+        raise ConfigError(f"The model has {encoder.depth} blocks, so block {options.block} does not exist.")
+    block = (options.block or encoder.depth) - 1
+    grid = [n // p for n, p in zip(volume.shape[2:], encoder.patch_size, strict=True)]
+    cell = [v // p for v, p in zip(options.point, encoder.patch_size, strict=True)]
+    weights = look(volume, block, int(np.ravel_multi_index(cell, grid))).float()
+    if options.head > len(weights):
+        raise ConfigError(f"The model has {len(weights)} heads, so head {options.head} does not exist.")
+    chosen = weights.mean(dim=0) if options.head == 0 else weights[options.head - 1]
+    shown = chosen.detach().cpu().numpy() * math.prod(grid)
+    head = f"head {options.head}" if options.head else f"mean of {len(weights)} heads"
+    text = (
+        f"Block {block + 1}, {head}: the patch at z, y, x = {', '.join(str(k + 1) for k in cell)} looks at most "
+        f"{shown.max():.1f} times as much at one place as if it looked at all alike; "
+        f"{100 * max(0.0, 1 - float(chosen.sum())):.0f} % goes to the {first} token."
+    )
+    limits = (0.0, max(float(np.percentile(shown, 99.5)), 1e-3))
+    return Frame([PreviewArray("attention", shown, "heatmap", voxels=encoder.patch_size, limits=limits)], text)
+
+
 def certainty(network: Any, volume: Tensor, options: CertaintyOptions, _generator: torch.Generator) -> Iterator[Frame]:
     """The most probable class of every voxel, and how spread its probabilities are."""
     yield certainty_frame(network(volume)[0][0], options.temperature)
@@ -154,6 +213,16 @@ SCALES = ModelView(
     needs="encoder",
 )
 """For methods whose encoders have a pyramid."""
+TOKEN_ATTENTION = ModelView(
+    "token-attention",
+    "Attention from a voxel",
+    "Click a place; the map shows where its patch looks, by block and head.",
+    TokenAttentionOptions,
+    token_attention,
+    needs="encoder",
+    point=True,
+)
+"""For methods whose encoders have `token_attention`."""
 CERTAINTY = ModelView(
     "certainty",
     "Segmentation with certainty",

@@ -221,6 +221,23 @@ class MedcossEncoder(nn.Module):
         paid = weights[:, :, 0, 1:] if self.has_summary else weights.mean(dim=2)
         return self.settings.turned_back(paid.unflatten(-1, grid), kind)
 
+    def token_attention(self, volume: Tensor, block: int, token_index: int) -> Tensor:
+        """Attention [heads, d, h, w] that one patch pays to all patches in layer number `block`.
+
+        What it pays to the class token, where there is one, is missing from the sum of 1.
+
+        Args:
+            volume: one view [1, C, D, H, W].
+            block: index of the layer.
+            token_index: number of the patch in raster order (d, h, w) of the volume.
+        """
+        x, kind, grid = self._embedded(volume)
+        first = int(self.has_summary)
+        numbers = torch.arange(x.shape[1] - first).reshape(1, 1, *grid)
+        place = int(self.settings.turned_back(numbers, kind).flatten()[token_index])
+        weights = self.fused_encoder.attention(x, block)[:, :, first + place, first:]
+        return self.settings.turned_back(weights.unflatten(-1, grid), kind)[0]
+
     def layer_id(self, parameter: str) -> int:
         """Depth of a parameter for layer-wise decay: 0 embeddings, i + 1 layer i, depth + 1 anything later."""
         first, _, rest = parameter.partition(".")

@@ -71,6 +71,22 @@ class VitEncoder(nn.Module):
         weights: Tensor = self.blocks[block].attention(x)  # type: ignore[operator]
         return weights[..., 1:].unflatten(-1, grid)
 
+    def token_attention(self, volume: Tensor, block: int, token_index: int) -> Tensor:
+        """Attention [heads, d, h, w] that one patch pays to all patches in block number `block`; only its row is made.
+
+        What it pays to the class token is missing from the sum of 1.
+
+        Args:
+            volume: one view [1, C, D, H, W].
+            block: index of the block.
+            token_index: number of the patch in raster order (d, h, w) of the volume.
+        """
+        x, grid = self.embed(volume)
+        for earlier in self.blocks[:block]:
+            x = earlier(x)
+        weights: Tensor = self.blocks[block].attention(x, token_index + 1)  # type: ignore[operator]
+        return weights[0, :, 1:].unflatten(-1, grid)
+
     def embed(self, volume: Tensor) -> tuple[Tensor, Triple]:
         """Input [B, 1 + L, E] of the first block, class token first, and the grid (d, h, w)."""
         grid = patch_grid(tuple(volume.shape[2:]), self.patch_size)
