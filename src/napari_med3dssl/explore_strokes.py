@@ -101,7 +101,8 @@ class StrokesSection(ExploreSection):
             return
         if self._painted is None or self._painted not in self.panel.viewer.layers or self._scan is not scan:
             self._paint_on(scan)
-        self.panel.ask("strokes_open", self._opened, "Computing features…", level=self.panel.level)
+        where = {"near": view_point(self.panel.viewer, scan), "size": self._size()}
+        self.panel.ask("strokes_open", self._opened, "Computing features…", level=self.panel.level, **where)
 
     def forget(self) -> None:
         """Forget features and what was learnt, whose scan or model changed; strokes stay in the view."""
@@ -236,7 +237,6 @@ class StrokesSection(ExploreSection):
             return
         if not (self.live.isChecked() or force):
             return
-        size = None if whole else [REGIONS[self.region.currentText()]] * 3
         self._request(
             "strokes_fill",
             self._filled,
@@ -244,9 +244,13 @@ class StrokesSection(ExploreSection):
             points=found.points,
             values=found.values.astype(np.int64) - BACKGROUND,
             classes=[entry.model_dump() for entry in self._classes_for(found.values)],
-            size=size,
+            size=None if whole else self._size(),
             near=self._near or view_point(self.panel.viewer, self._scan),
         )
+
+    def _size(self) -> list[int]:
+        """Voxels of the box that is filled."""
+        return [REGIONS[self.region.currentText()]] * 3
 
     def _classes_for(self, values: npt.NDArray[Any]) -> Sequence[ClassEntry]:
         self.count.setValue(max(self.count.value(), int(values.max(initial=BACKGROUND + 1)) - BACKGROUND))

@@ -36,8 +36,12 @@ MOST = 3000
 """Painted voxels of a class that are learnt from; of more, these are drawn."""
 SLAB = 32
 """Slices that are filled at once."""
+CACHED = 4
+"""Slices whose numbers stay in the processor's cache while they are worked on."""
 SMOOTH_MM = (1.0, 3.0)
 """Standard deviations at which the scan is seen besides its own resolution."""
+CHANNELS = len(SMOOTH_MM) + 2
+"""The scan as it is, smoothed, and its edges."""
 _MARGIN = 4.0  # standard deviations by which a region is enlarged for its filters
 _FITTED = 20000  # tokens that the principal components are computed from
 _FORMAT = "med3dssl-strokes-1"
@@ -98,6 +102,7 @@ class StrokeScan:
     token_geometry: Geometry
     facts: FeatureFacts
     _kept: dict[tuple[Box, float, float], list[npt.NDArray[np.uint8]]] = field(default_factory=dict)
+    _known: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]] | None = None
 
     @cached_property
     def bounds(self) -> tuple[float, float]:
@@ -126,6 +131,19 @@ class StrokeScan:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = _channels(self.array, box, self.geometry.spacing_mm, bounds)
         return self._kept[key]
+
+    def steps_at(self, points: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Steps [N, channels] of voxels [N, 3]; kept, so that a further stroke costs its own voxels only."""
+        places = np.ravel_multi_index(tuple(points.T), self.array.shape)
+        known = (np.zeros(0, np.int64), np.zeros((0, CHANNELS), np.uint8)) if self._known is None else self._known
+        new = np.setdiff1d(places, known[0])
+        if len(new):
+            added = _steps_at(self, np.stack(np.unravel_index(new, self.array.shape), axis=1), self.bounds)
+            merged, steps = np.concatenate([known[0], new]), np.concatenate([known[1], added])
+            order = np.argsort(merged)
+            self._known = known = (merged[order], steps[order])
+        found: npt.NDArray[np.uint8] = known[1][np.searchsorted(known[0], places)]
+        return found
 
     def token_index(self) -> npt.NDArray[np.float64]:
         """[3, 2]: factor and offset that lead from voxels to (fractional) tokens, along each axis."""
@@ -157,9 +175,19 @@ class StrokeModel:
 
     def fill(self, scan: StrokeScan, box: Box) -> Filled:
         """Classes and doubt of every voxel of `box`."""
-        probable = self._probabilities(scan, box)
-        doubt = -(probable * np.log(np.maximum(probable, 1e-9))).sum(axis=0) / np.log(max(len(probable), 2))
-        return Filled(probable.argmax(axis=0).astype(np.uint8), np.round(255 * np.clip(doubt, 0, 1)).astype(np.uint8))
+        logits = _on_voxels(np.moveaxis(_near(scan, box) @ self.tokens.T, -1, 0), scan, box)
+        channels = scan.channels(box, scan.bounds if self.relative else self.bounds)
+        labels, doubt = (np.empty(box.size, np.uint8) for _ in range(2))
+        for start in range(0, box.size[0], CACHED):
+            slices = slice(start, start + CACHED)
+            scores = logits[:, slices]
+            scores += self.bias[:, None, None, None]
+            for number, channel in enumerate(channels):
+                steps = channel[slices].astype(np.intp)
+                for score, curve in zip(scores, self.curves[:, number], strict=True):
+                    score += curve.take(steps)
+            labels[slices], doubt[slices] = _decided(scores)
+        return Filled(labels, doubt)
 
     def fill_all(self, scan: StrokeScan, progress: Progress | None = None) -> Filled:
         """Classes and doubt of the whole scan, slab after slab.
@@ -239,18 +267,6 @@ class StrokeModel:
             return [f"The strokes were painted on {self.facts.modality}, but this scan is {facts.modality}."]
         return []
 
-    def _probabilities(self, scan: StrokeScan, box: Box) -> Floats:
-        bounds = scan.bounds if self.relative else self.bounds
-        logits = _on_voxels(np.moveaxis(_near(scan, box) @ self.tokens.T, -1, 0), scan, box)
-        logits += self.bias[:, None, None, None]
-        for number, channel in enumerate(scan.channels(box, bounds)):
-            for logit, curve in zip(logits, self.curves[:, number], strict=True):
-                logit += curve[channel]
-        logits -= logits.max(axis=0)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(axis=0)
-        return logits
-
 
 def teach(
     scan: StrokeScan,
@@ -278,7 +294,7 @@ def teach(
     points, values = points[chosen], values[chosen]
     mean, axes = scan.components
     tokens = (_tokens_at(scan, points) - mean) @ axes.T
-    steps = _steps_at(scan, points, scan.bounds)
+    steps = scan.steps_at(points)
     basis = _hats()
     curves = basis[steps].reshape(len(points), -1)
     fitted = LogisticRegression(C=1.0, class_weight="balanced", max_iter=300).fit(
@@ -316,6 +332,19 @@ def around(points: npt.NDArray[Any], shape: Shape, size: Shape) -> Box:
     return Box((start[0], start[1], start[2]), (length[0], length[1], length[2]))
 
 
+def _decided(scores: Floats) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Likeliest class, and entropy of the classes in 255ths, of scores [K, z, y, x], which are used up."""
+    scores -= scores.max(axis=0)
+    labels = np.zeros(scores.shape[1:], np.uint8)
+    for value in reversed(range(len(scores))):  # quicker than argmax along the first axis
+        labels[scores[value] == 0] = value
+    shares = np.exp(scores)
+    total = shares.sum(axis=0)
+    shares *= scores
+    entropy = (np.log(total) - shares.sum(axis=0) / total) * (255 / np.log(max(len(scores), 2)))
+    return labels, np.rint(np.clip(entropy, 0, 255)).astype(np.uint8)
+
+
 def _usable(
     scan: StrokeScan, points: npt.NDArray[Any], values: npt.NDArray[Any], classes: Sequence[ClassEntry]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -349,7 +378,7 @@ def _hats() -> npt.NDArray[np.float64]:
 
 def _steps_at(scan: StrokeScan, points: npt.NDArray[Any], bounds: tuple[float, float]) -> npt.NDArray[np.uint8]:
     """[N, channels] of painted voxels, from boxes around them, so that far strokes need no large filter."""
-    found = np.zeros((len(points), len(SMOOTH_MM) + 2), np.uint8)
+    found = np.zeros((len(points), CHANNELS), np.uint8)
     blocks = points // 64
     for block in np.unique(blocks, axis=0):
         mine = np.flatnonzero((blocks == block).all(axis=1))
@@ -403,8 +432,9 @@ def _token_range(scan: StrokeScan, box: Box) -> list[tuple[int, int]]:
 
 def _on_voxels(values: Floats, scan: StrokeScan, box: Box) -> Floats:
     """Values [K, d, h, w] at the tokens of `_near` on the voxels of `box`, linear between the tokens' middles."""
-    for axis, ((factor, offset), start, size, (first, last)) in enumerate(
-        zip(scan.token_index(), box.start, box.size, _token_range(scan, box), strict=True), 1
+    shares = []
+    for (factor, offset), start, size, (first, last) in zip(
+        scan.token_index(), box.start, box.size, _token_range(scan, box), strict=True
     ):
         place = np.clip(factor * np.arange(start, start + size) + offset, first, last - 1) - first
         below = np.minimum(place.astype(np.int64), last - first - 1)
@@ -413,8 +443,12 @@ def _on_voxels(values: Floats, scan: StrokeScan, box: Box) -> Floats:
         weights = np.zeros((size, last - first), np.float32)
         weights[np.arange(size), below] += 1 - share
         weights[np.arange(size), above] += share
-        values = np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(values)
+        shares.append(weights)
+    along_z, along_y, along_x = shares
+    count, depth, height, width = values.shape
+    deep = (along_z @ values.reshape(count, depth, -1)).reshape(count, -1, height, width)
+    found: Floats = along_y @ deep @ along_x.T
+    return found
 
 
 def _tokens_at(scan: StrokeScan, points: npt.NDArray[Any]) -> Floats:

@@ -3,7 +3,8 @@
 ==================  =================================================  =============================================
 operation           parameters                                         values
 ==================  =================================================  =============================================
-``strokes_open``    as ``features``                                    `key` of the scan, `cached`
+``strokes_open``    as ``features``; `near` and `size` of a box that   `key` of the scan, `cached`
+                    will be painted in, or None
 ``strokes_fill``    `key`, `points` [N, 3], `values` [N], `classes`,   `labels`, `doubt`, `geometry` of the box,
                     `size` of the box or None for the whole scan,      `start`, `seconds`, `painted` by class
                     `near`, a voxel that the box should hold
@@ -61,6 +62,11 @@ class StrokeOps:
     def open(self, params: Params, progress: Progress) -> Values:
         """Make a scan ready to be painted on: its features are computed, or read from the cache."""
         facts, answer = self._open(params, progress)
+        scan, size, near = self._known({"key": self._key}), params.get("size"), params.get("near")
+        if size is not None and near is not None:
+            progress(1.0, "Filtering the region")
+            self._box = self._moved(scan, size, near)
+            scan.channels(self._box, scan.bounds)  # so that the first stroke does not wait for it
         return {**facts, "key": self._key, "cached": answer["cached"]}
 
     def fill(self, params: Params, progress: Progress) -> Values:
