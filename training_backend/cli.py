@@ -34,7 +34,7 @@ GROUPS = {
     "weights": ("inspect", "import", "export", "probe-orientation"),
     "zoo": ("list", "download"),
     "recipes": ("list", "show"),
-    "runs": ("list", "show", "resume", "stop", "clone"),
+    "runs": ("list", "show", "compare", "resume", "stop", "clone"),
     "plan": ("run", "add", "show", "buffer"),
 }
 

@@ -32,6 +32,7 @@ from training_backend.api.models import (
 from training_backend.api.plan import plan_add, plan_buffer, plan_run, plan_show
 from training_backend.api.runs import (
     runs_clone,
+    runs_compare,
     runs_list,
     runs_resume,
     runs_show,
@@ -77,6 +78,7 @@ __all__ = [
     "recipes_show",
     "reconstruct",
     "runs_clone",
+    "runs_compare",
     "runs_list",
     "runs_resume",
     "runs_show",

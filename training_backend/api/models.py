@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training_backend.api.progress import progress_bar
-from training_backend.api.runs import changes
+from training_backend.api.runs import ComparisonReport, changes, runs_compare
 from training_backend.errors import ConfigError
 from training_backend.report import Table
 
@@ -78,19 +78,14 @@ def evaluate(
     return table
 
 
-def compare(runs: tuple[Path, ...], output: Path | None = None) -> Table:
-    """Put fine-tuning runs beside each other on the validation cases they share, with paired statistics.
+def compare(runs: tuple[Path, ...], output: Path | None = None) -> ComparisonReport:
+    """Put runs beside each other, with paired statistics on the cases they share; `runs compare` has more options.
 
     Args:
         runs: Two or more run directories; the first is the reference.
         output: CSV to write as well.
     """
-    from training_backend.evaluate.score import compare_runs
-
-    table = compare_runs(list(runs))
-    if output is not None:
-        table.write_csv(output)
-    return table
+    return runs_compare(runs, csv=output)
 
 
 def reconstruct(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from training_backend.config import RunConfig
 from training_backend.data.manifest import CaseRecord
@@ -20,8 +21,9 @@ from training_backend.engine.pairs import write_pair_predictions
 from training_backend.engine.report import log
 from training_backend.engine.session import Session, with_room
 from training_backend.engine.state import load_evaluated
-from training_backend.engine.validate import predict_case, profile_of, validation_cases
+from training_backend.engine.validate import case_results, predict_case, profile_of, validation_cases
 from training_backend.errors import DataError
+from training_backend.tasks.base import Task
 
 if TYPE_CHECKING:
     from training_backend.engine.work import Work
@@ -97,13 +99,17 @@ def write_predictions(session: Session, stop: Callable[[], bool]) -> None:
     """Label volumes of all validation cases on the grid of each file, and ``cases.json`` with Dice per class.
 
     ``cases.json`` is a list of `case`, `prediction` (below the run), `image` and `label` (relative to the dataset's
-    root), `dice` by class name.
+    root), `dice` by class name. Tasks of one answer per case get ``values.json``, a list of `case`, `values` [K] and
+    `truth`.
     """
     work = session.work
-    if work.task is None or work.needs not in ("labels", "pairs") or not work.runtime.is_main:
+    if work.task is None or work.needs not in ("labels", "pairs", "target") or not work.runtime.is_main:
         return
     folder, entries = session.run.predictions, []
     folder.mkdir(exist_ok=True)
+    if work.needs == "target":
+        write_json(folder / "values.json", _answers(work, work.task, stop))
+        return
     if work.needs == "pairs":
         write_json(folder / "cases.json", write_pair_predictions(work, folder, stop))
         return
@@ -123,6 +129,20 @@ def write_predictions(session: Session, stop: Callable[[], bool]) -> None:
         )
     write_json(folder / "cases.json", entries)
     log.info("wrote predictions of %d validation cases", len(entries))
+
+
+def _answers(work: Work, task: Task, stop: Callable[[], bool]) -> list[dict[str, Any]]:
+    work.state.evaluated.eval()
+    with torch.no_grad():
+        results = case_results(work, task, validation_cases(work), stop)
+    return [
+        {
+            "case": result.case_id,
+            "values": np.ravel(result.prediction).tolist(),
+            "truth": np.ravel(result.truth).tolist(),
+        }
+        for result in results
+    ]
 
 
 def _dice(work: Work, case: CaseRecord, prepared: Prepared, labels: npt.NDArray[np.uint8]) -> dict[str, float]:

@@ -11,7 +11,7 @@
     control/      empty files as requests: stop, pause, save, preview; removed when obeyed
     checkpoints/  step_00000100/ ... each a verified directory; best.json and latest.json name one of them
     previews/     step_00000100/ preview.json + NAME.npy
-    predictions/  validation predictions of the best model as label volumes, with cases.json
+    predictions/  validation predictions of the best model as label volumes, with cases.json; or values.json
     model.safetensors, card.json   the result; teacher.safetensors beside them where a run learnt from one
 """
 

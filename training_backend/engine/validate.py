@@ -136,25 +136,32 @@ def _case_metrics(work: Work, task: Task, stop: Callable[[], bool]) -> dict[str,
             _check(work, stop)
             pair = read_pair(work, moving, fixed)
             results.append(pair_result(work, pair, f"{moving.id} to {fixed.id}", stop))
-    elif task.predict_texts is not None:
-        cases = validation_cases(work)[work.runtime.rank :: work.runtime.world]
+    else:
+        results = case_results(work, task, validation_cases(work)[work.runtime.rank :: work.runtime.world], stop)
+    everyone = sorted(work.runtime.gather(results), key=lambda result: result.case_id)
+    return dict(task.evaluate(work.config, everyone)) if everyone else {}
+
+
+def case_results(work: Work, task: Task, cases: Sequence[CaseRecord], stop: Callable[[], bool]) -> list[CaseResult]:
+    """Prediction and truth of single cases, of the network that would be exported now."""
+    results: list[CaseResult] = []
+    if task.predict_texts is not None:
         for first in range(0, len(cases), TEXTS_AT_ONCE):
             _check(work, stop)
             some = cases[first : first + TEXTS_AT_ONCE]
             with work.runtime.autocast():
                 output = task.predict_texts(work.state.evaluated, work.config, [case.report for case in some])
             results += text_results(some, output.float().cpu().numpy())
-    else:
-        cases, profile = validation_cases(work), profile_of(work)
-        for case in cases[work.runtime.rank :: work.runtime.world]:
-            _check(work, stop)
-            prepared = stored_input(work.dataset, case, profile)
-            result = case_result(case, prepared, predict_case(work, task, prepared, stop))
-            if task.truth is not None:
-                result = replace(result, truth=task.truth(work.state.evaluated, work.config, case))
-            results.append(result)
-    everyone = sorted(work.runtime.gather(results), key=lambda result: result.case_id)
-    return dict(task.evaluate(work.config, everyone)) if everyone else {}
+        return results
+    profile = profile_of(work)
+    for case in cases:
+        _check(work, stop)
+        prepared = stored_input(work.dataset, case, profile)
+        result = case_result(case, prepared, predict_case(work, task, prepared, stop))
+        if task.truth is not None:
+            result = replace(result, truth=task.truth(work.state.evaluated, work.config, case))
+        results.append(result)
+    return results
 
 
 def case_result(case: CaseRecord, prepared: Prepared, output: npt.NDArray[np.float32]) -> CaseResult:

@@ -103,6 +103,23 @@ def bootstrap(metrics: Metrics, cases: int, samples: int = 1000, seed: int = 0) 
     return report
 
 
+def case_marks(probabilities: npt.ArrayLike, target: npt.ArrayLike, kind: str) -> dict[str, Floats]:
+    """Of each case [N]: `correct`, whether its answer is right (of several labels: the share), and its `brier` score.
+
+    Args:
+        probabilities: [N, K]; K = 1 for binary.
+        target: as in `classification_report`.
+        kind: "binary", "multilabel" or "multiclass".
+    """
+    scores = np.asarray(probabilities, float).reshape(len(np.asarray(target)), -1)
+    truth = _indicators(np.asarray(target, float), scores.shape[1], kind)
+    squared = (scores - truth) ** 2
+    if kind == "multiclass":
+        right = scores.argmax(axis=1) == truth.argmax(axis=1)
+        return {"correct": right.astype(float), "brier": squared.sum(axis=1)}
+    return {"correct": ((scores > 0.5) == (truth > 0.5)).mean(axis=1), "brier": squared.mean(axis=1)}
+
+
 def best_threshold(probabilities: npt.ArrayLike, target: npt.ArrayLike) -> float:
     """Threshold of one label with the largest sensitivity + specificity (Youden); choose it on validation cases."""
     scores, truth = np.asarray(probabilities, float).ravel(), np.asarray(target, float).ravel() > 0.5

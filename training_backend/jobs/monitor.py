@@ -57,6 +57,11 @@ class Monitor:
         self._reader = EventReader(self.run.events_path)
         self._log_offset: int | None = None
 
+    @property
+    def damaged(self) -> int:
+        """Lines of the events that could not be read so far."""
+        return self._reader.damaged
+
     def update(self) -> Update:
         """Read what was appended and fold it into the attributes."""
         events = self._reader.read()

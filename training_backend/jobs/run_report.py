@@ -1,0 +1,213 @@
+"""A comparison of runs as one HTML page that needs nothing but a browser: curves, tables, statistics, pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training_backend.errors import Med3dError, without_paths
+from training_backend.evaluate.case_pictures import CasePicture, case_picture, typical_cases
+from training_backend.evaluate.case_scores import LABELS
+from training_backend.jobs import svg_chart
+from training_backend.jobs.curves import FIRST, smoothed, title
+from training_backend.jobs.run_compare import Progress, RunComparison, pair_sentence, save
+
+_STYLE = """
+body { font: 14px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1080px; margin: 24px auto;
+       padding: 0 16px; }
+h1 { font-size: 22px; margin: 0 0 4px; } h2 { font-size: 16px; margin: 26px 0 8px; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; }
+th, td { border-bottom: 1px solid #ccc; padding: 4px 10px 4px 0; text-align: left; vertical-align: top; }
+td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 12px; }
+svg text { font: 11px system-ui, sans-serif; fill: #333; } svg text.title { font-weight: 600; font-size: 12px; }
+svg .grid { stroke: #e2e2e2; } .key { margin-right: 16px; white-space: nowrap; }
+.pictures { display: flex; flex-wrap: wrap; gap: 10px; } figure { margin: 0; } figcaption { font-size: 12px; }
+img { display: block; background: #000; max-width: 100%; } .note { border-left: 3px solid #e69f00; padding-left: 8px; }
+.small { color: #555; font-size: 12px; }
+@media print { body { margin: 0; } h2 { break-after: avoid; } figure, svg { break-inside: avoid; } }
+"""
+_HOW = (
+    "Intervals are 95 % bootstrap intervals over cases (2,000 draws). P values are those of the two-sided Wilcoxon "
+    "signed-rank test on the cases that both runs scored; with more than two runs also after Holm's correction for the "
+    "number of pairs tested. Cases that score the same count for no side."
+)
+
+
+def write_report(
+    path: Path, comparison: RunComparison, smoothing: float = 0.0, progress: Progress | None = None
+) -> Path:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: HTML file; one that is there is replaced.
+        comparison: what is told.
+        smoothing: of the curves, 0 to below 1; see `curves.smoothed`.
+        progress: told how far the pictures are.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    pictures, problems = draw_cases(comparison, progress)
+    return save(path, report(comparison, smoothing, pictures, problems))
+
+
+def draw_cases(comparison: RunComparison, progress: Progress | None = None) -> tuple[list[CasePicture], list[str]]:
+    """Pictures of a few cases that all runs scored, and sentences on what cannot be drawn."""
+    runs = {
+        run.label: (run.folder, Path(run.config.data.dataset))
+        for run in comparison.runs
+        if run.values and (run.folder / "predictions" / LABELS).is_file()
+    }
+    cases = typical_cases([run.values for run in comparison.runs if run.label in runs])
+    drawn, problems = [], []
+    for done, case in enumerate(cases):
+        if progress is not None:
+            progress(done / len(cases), "Drawing cases")
+        try:
+            drawn.append(case_picture(case, runs))
+        except Med3dError as error:
+            problems.append(f"No pictures of {case}: {error.sentence}")
+    return drawn, problems
+
+
+def report(
+    comparison: RunComparison, smoothing: float, pictures: Sequence[CasePicture], problems: Sequence[str] = ()
+) -> str:
+    """The page as text."""
+    names = " · ".join(run.label for run in comparison.runs)
+    parts = [
+        f"<h1>Comparison of runs</h1><p class='small'>{_safe(names)}<br>{time.strftime('%Y-%m-%d %H:%M')}</p>",
+        *(f"<p class='note'>{_safe(without_paths(note))}</p>" for note in (*comparison.notes, *problems)),
+        _runs(comparison),
+        _curves(comparison, smoothing),
+        _pairs(comparison),
+        _differences(comparison),
+        _pictures(comparison, pictures),
+        _cases(comparison),
+    ]
+    head = f'<meta charset="utf-8"><title>{_safe(names)}</title><style>{_STYLE}</style>'
+    body = "\n".join(part for part in parts if part)
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _runs(comparison: RunComparison) -> str:
+    metric = comparison.metric
+    heads = ["Run", "Method", "Task", "Preset", "Dataset", "State", "Step", "Best"]
+    rows: list[list[Any]] = []
+    for row in comparison.run_rows():
+        facts = [row[name] for name in ("run", "method", "task", "preset", "dataset", "state")]
+        rows.append([*facts, _Number(f"{row['step']} / {row['steps']}"), _number(row["best"])])
+        if metric is not None:
+            rows[-1] += [_Number(row["cases"]), _interval(row, "mean")]
+    if metric is not None:
+        heads += ["Cases", f"{metric.title}, {comparison.structure or 'mean'}"]
+    return _section("Runs", _table(heads, rows))
+
+
+def _curves(comparison: RunComparison, smoothing: float) -> str:
+    charts = []
+    for name in FIRST:
+        lines = []
+        for run in comparison.runs:
+            series = run.curves.series.get(name)
+            steps, values = (series.steps, series.values) if series else ([], [])
+            lines.append(svg_chart.Line(run.label, steps, smoothed(values, smoothing)))
+        charts.append(svg_chart.chart(title(name), lines))
+    if not any(charts):
+        return ""
+    told = f"<p class='small'>Smoothed with weight {smoothing:g}.</p>" if smoothing else ""
+    keys = svg_chart.legend([run.label for run in comparison.runs])
+    return _section("Curves", f"<p>{keys}</p><div class='charts'>{''.join(charts)}</div>{told}")
+
+
+def _pairs(comparison: RunComparison) -> str:
+    metric = comparison.metric
+    if metric is None or not comparison.pairs:
+        return ""
+    heads = ["Pair", "Cases", "First", "Second", "Difference", "p", "p (Holm)"]
+    rows = [
+        [
+            f"{row['second']} − {row['first']}",
+            _Number(row["cases"]),
+            _number(row["first_mean"]),
+            _number(row["second_mean"]),
+            _interval(row, "difference", "+.3f"),
+            _number(row["p"], ".3g"),
+            _number(row["p_holm"], ".3g"),
+        ]
+        for row in comparison.pair_rows()
+    ]
+    told = "".join(f"<li>{_safe(pair_sentence(pair, metric))}</li>" for pair in comparison.pairs)
+    better = "higher" if metric.higher else "lower"
+    head = f"Pairs by {metric.title} ({better} is better)"
+    return _section(head, f"{_table(heads, rows)}<ul>{told}</ul><p class='small'>{_safe(_HOW)}</p>")
+
+
+def _differences(comparison: RunComparison) -> str:
+    if not comparison.differences:
+        return _section("Settings that differ", "<p>None.</p>")
+    heads = ["Setting", *(run.label for run in comparison.runs)]
+    return _section("Settings that differ", _table(heads, [[name, *values] for name, values in comparison.differences]))
+
+
+def _pictures(comparison: RunComparison, pictures: Sequence[CasePicture]) -> str:
+    values = {run.label: run.values for run in comparison.runs}
+    metric, rows = comparison.metric, []
+    for drawn in pictures:
+        figures = []
+        for name, data in drawn.pictures.items():
+            score = values.get(name, {}).get(drawn.case)
+            told = f"{name}: {metric.title} {score:.3f}" if metric and score is not None else name
+            source = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+            figures.append(
+                f'<figure><img src="{source}" alt="{_safe(f"{drawn.case}, {name}")}"><figcaption>{_safe(told)}'
+                "</figcaption></figure>"
+            )
+        rows.append(f"<h3>{_safe(drawn.case)}, slice {drawn.slice}</h3><div class='pictures'>{''.join(figures)}</div>")
+    return _section("Cases from the worst to the best", "".join(rows)) if rows else ""
+
+
+def _cases(comparison: RunComparison) -> str:
+    heads, *rows = comparison.case_rows()
+    if not rows:
+        return ""
+    told = [[case, structure, *(_number(value) for value in values)] for case, structure, *values in rows]
+    table = _table(["Case", "Structure", *heads[2:]], told)
+    return _section(f"All cases: {comparison.metric.title if comparison.metric else ''}", table)
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{_safe(title)}</h2>{content}</section>"
+
+
+class _Number(str):
+    """Text of a cell that is aligned as a number."""
+
+
+def _number(value: float | None, form: str = ".3f") -> _Number:
+    return _Number("–" if value is None else format(value, form))
+
+
+def _interval(row: dict[str, Any], name: str, form: str = ".3f") -> _Number:
+    if row[name] is None:
+        return _Number("–")
+    return _Number(f"{row[name]:{form}} [{row['low']:{form}}, {row['high']:{form}}]")
+
+
+def _table(heads: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    top = "".join(f"<th>{_safe(head)}</th>" for head in heads)
+    body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
+    return f"<div class='scroll'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(value: Any) -> str:
+    return f"<td{' class=number' * isinstance(value, _Number)}>{_safe(value)}</td>"
+
+
+def _safe(value: Any) -> str:
+    return html.escape(str(value), quote=True)
