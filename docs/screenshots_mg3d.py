@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 CASES = 40
 ENGINE = {"threads": 1, "device": "cpu", "val_steps": 50, "preview_minutes": 0}
-STEPS = {"reports": 150, "find by words": 60, "write reports": 80}
+STEPS = {"reports": 150, "find-by-words": 60, "write-reports": 80}
 """Steps of the runs by name."""
 QUERIES = ("nodule in the left upper lobe", "pleural effusion", "the heart is enlarged")
 
@@ -30,8 +30,8 @@ def train_mg3d(home: Path) -> Path:
     changes = {name: {"optim": {"max_steps": steps}, "engine": ENGINE} for name, steps in STEPS.items()}
     pretrained = _trained("reports", pretrain_config("mg3d", "tiny", dataset, changes["reports"]))
     for name, task, more in (
-        ("find by words", "retrieval", {"task": {"gates": 2}}),
-        ("write reports", "report_generation", {}),
+        ("find-by-words", "retrieval", {"task": {"gates": 2}}),
+        ("write-reports", "report_generation", {}),
     ):
         beside: dict[str, Any] = {"weights": str(pretrained), **more, **changes[name]}
         _trained(name, finetune_config(task, "tiny", dataset, "mg3d", beside))
@@ -48,11 +48,11 @@ def photograph_mg3d(photographer: Photographer, dataset: Path) -> None:
             _show(photographer, panel, name)
         _query(photographer, panel)
     with photographer.viewer():
-        panel = _explore(photographer, dataset, runs_root() / "find by words")
+        panel = _explore(photographer, dataset, runs_root() / "find-by-words")
         _show(photographer, panel, "findings")
         _find(photographer, panel)
     with photographer.viewer():
-        _show(photographer, _explore(photographer, dataset, runs_root() / "write reports"), "written")
+        _show(photographer, _explore(photographer, dataset, runs_root() / "write-reports"), "written")
 
 
 def _trained(name: str, config: Any) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training_backend.config import IngestConfig, IntensityConfig
+from training_backend.config import DataConfig, IngestConfig, IntensityConfig
 from training_backend.data.dataset import Dataset
 from training_backend.data.ingest import ingest
 from training_backend.data.phantoms import mr_contrasts, oblique, thorax_ct, write_cohort
@@ -71,6 +71,30 @@ def test_through_a_whole_volume_view_labels_come_back(keep_aspect):
         assert dice(restored == entry.index, phantom.labels.array == entry.index) > 0.93, entry.name
     if prepared.padding is not None:
         assert (prepared.array[0][prepared.padding] == prepared.array.min()).all(), "padding looks like air"
+
+
+def test_the_middle_is_seen_larger_and_lies_where_it_was():
+    phantom, shares = thorax_ct(2, (40, 60, 60)), (0.88, 0.65625, 0.875)
+    profile = InputProfile(view="volume", size=(96, 64, 96), keep_aspect=False, centre=shares, crop_body=False)
+    prepared = prepare(phantom.volumes, profile)
+    extent = np.multiply(phantom.volume.array.shape, phantom.volume.geometry.spacing_mm)
+    seen = np.multiply(prepared.geometry.shape, prepared.geometry.spacing_mm)
+    np.testing.assert_allclose(seen / extent, shares, rtol=1e-6)
+    kept = tuple(slice(round(n * (1 - s) / 2) + 1, -round(n * (1 - s) / 2) - 1) for n, s in zip((40, 60, 60), shares))
+    error = prepared.restore(prepared.in_units(prepared.array[0]), fill=-1000)[kept] - phantom.volume.array[kept]
+    assert np.median(np.abs(error[np.abs(phantom.volume.array[kept]) < 500])) < 25
+    restored = prepared.restore_labels(on_grid(phantom, prepared))
+    inside = np.zeros(restored.shape, bool)
+    inside[kept] = True
+    assert dice((restored > 0) & inside, (phantom.labels.array > 0) & inside) > 0.93
+    assert not restored[:2].any(), "nothing is told of what was not seen"
+
+
+def test_one_share_is_that_of_slices_as_earlier_versions_wrote_it():
+    assert InputProfile(centre=0.75).centre == (1.0, 0.75, 0.75)
+    assert DataConfig(centre=0.75).centre == (1.0, 0.75, 0.75)
+    with pytest.raises(ValueError, match="above 0 and up to 1"):
+        DataConfig(centre=(1.0, 0.0, 1.0))
 
 
 def test_continuous_maps_return_to_their_place():

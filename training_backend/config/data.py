@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from training_backend.config.model import ConfigModel, ui
 
@@ -154,9 +154,9 @@ class DataConfig(ConfigModel):
     """With resized views: bounds of the share of a picture that a training view shows."""
     keep_aspect: bool = True
     """With whole volumes: keep proportions and pad. Off stretches every axis, as TANGERINE's helper does."""
-    centre: float = Field(1.0, gt=0, le=1, json_schema_extra=ui(advanced=True))
-    """With whole volumes: share of the body's height and width that is seen, about the middle of its slices (0.75 in
-    CC-CCII: 384 of 512 pixels)."""
+    centre: tuple[float, float, float] = Field((1.0, 1.0, 1.0), json_schema_extra=ui(advanced=True))
+    """With whole volumes: share of the body along (z, y, x) that is seen, about its middle (0.88 0.65625 0.875 in
+    MG-3D; 1 0.75 0.75 in CC-CCII: 384 of 512 pixels)."""
     wander: int = Field(0, ge=0, json_schema_extra=ui(advanced=True))
     """With whole volumes: pixels of a training view that its middle moves by at most, at random."""
     crops_per_volume: int = Field(2, ge=1, json_schema_extra=ui(advanced=True))
@@ -179,6 +179,23 @@ class DataConfig(ConfigModel):
     """The second stream, for methods that use it; empty otherwise."""
     workers: int | None = Field(None, ge=0, json_schema_extra=ui(advanced=True))
     """Loader processes; empty chooses from the processors. Batches do not depend on it."""
+
+    @field_validator("centre", mode="before")
+    @classmethod
+    def _of_slices(cls, value: Any) -> Any:
+        return centre_of(value)
+
+    @field_validator("centre")
+    @classmethod
+    def _shares(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if not all(0 < share <= 1 for share in value):
+            raise ValueError("give shares above 0 and up to 1")
+        return value
+
+
+def centre_of(value: Any) -> Any:
+    """A share of height and width, as earlier versions wrote `DataConfig.centre`, as one per axis; others as is."""
+    return (1.0, value, value) if isinstance(value, int | float) else value
 
 
 class IngestConfig(ConfigModel):

@@ -17,19 +17,22 @@ from training_backend.errors import DataError, ResourceError
 
 logger = logging.getLogger(__name__)
 
+Shares = tuple[float, float, float]
+"""Shares of a box along (z, y, x)."""
+WHOLE: Shares = (1.0, 1.0, 1.0)
 _WANDER = 5  # sets these numbers apart from those of crops and augmentation
 
 
-def view_grid(geometry: Geometry, size: Shape, *, keep_aspect: bool, centre: float = 1.0) -> Geometry:
+def view_grid(geometry: Geometry, size: Shape, *, keep_aspect: bool, centre: Shares = WHOLE) -> Geometry:
     """Grid of `size` voxels over the box of `geometry`: isotropic and centred, or stretched along each axis.
 
     Args:
         geometry: of the scan.
         size: voxels along (z, y, x).
         keep_aspect: whether voxels are cubes.
-        centre: share of the box that is seen along y and x, about its middle.
+        centre: share of the box that is seen along (z, y, x), about its middle.
     """
-    if centre < 1:
+    if centre != WHOLE:
         geometry = _centre(geometry, centre)
     extent = np.asarray(geometry.shape) * np.asarray(geometry.spacing_mm)
     if not keep_aspect:
@@ -40,13 +43,13 @@ def view_grid(geometry: Geometry, size: Shape, *, keep_aspect: bool, centre: flo
     return geometry.resampled((step, step, step), size).cropped((z, y, x), size)
 
 
-def _centre(geometry: Geometry, share: float) -> Geometry:
-    """The middle of a box along y and x, in as many voxels, which are smaller."""
-    _, height, width = geometry.shape
-    z, y, x = geometry.spacing_mm
-    finer = geometry.resampled((z, y * share, x * share), geometry.shape)
-    shift = (1 / share - 1) / 2
-    return finer.cropped((0.0, shift * height, shift * width), geometry.shape)
+def _centre(geometry: Geometry, shares: Shares) -> Geometry:
+    """The middle of a box, in as many voxels, which are smaller."""
+    spacing, shape = geometry.spacing_mm, geometry.shape
+    z, y, x = (step * share for step, share in zip(spacing, shares, strict=True))
+    finer = geometry.resampled((z, y, x), shape)
+    d, h, w = ((1 / share - 1) / 2 * n for share, n in zip(shares, shape, strict=True))
+    return finer.cropped((d, h, w), shape)
 
 
 def outside(geometry: Geometry, grid: Geometry) -> npt.NDArray[np.bool_] | None:
@@ -70,7 +73,7 @@ def volume_view(
     keep_aspect: bool,
     channels: Sequence[int] = (0,),
     labels: bool = False,
-    centre: float = 1.0,
+    centre: Shares = WHOLE,
     wander: int = 0,
     key: Key | None = None,
 ) -> View:
@@ -103,8 +106,9 @@ def volume_view(
     return _view(stored, folder, grid, _name(size, keep_aspect, centre), channels, labels)
 
 
-def _name(size: Shape, keep_aspect: bool, centre: float) -> str:
-    return "x".join(map(str, size)) + ("" if keep_aspect else "-stretched") + ("" if centre == 1 else f"-{centre:g}")
+def _name(size: Shape, keep_aspect: bool, centre: Shares) -> str:
+    name = "x".join(map(str, size)) + ("" if keep_aspect else "-stretched")
+    return name if centre == WHOLE else f"{name}-{'x'.join(f'{share:g}' for share in centre)}"
 
 
 def _window(view: View, start: Shape, size: Shape) -> View:

@@ -10,6 +10,9 @@ SIZES = {"tiny": 6, "small": 24, "B": 48, "L": 96}
 RADBERT = {"source": "StanfordAIMI/RadBERT", "longest": 250}
 """The published text model."""
 
+CENTRE = (0.88, 0.65625, 0.875)
+"""Share of a scan along (z, y, x) that the authors see."""
+
 _DATA = {
     "view": "volume",
     "keep_aspect": False,
@@ -45,6 +48,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "data": {
             **_DATA,
             "size": (128, 96, 128),
+            "centre": CENTRE,
             "intensity": {"profile": "window", "low": -1000.0, "high": 1000.0},
         },
         "optim": {
