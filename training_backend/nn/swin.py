@@ -6,6 +6,7 @@ joins eight voxels, bias tables read from their first rows where a window is cli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -17,7 +18,17 @@ from torch.utils.checkpoint import checkpoint
 
 from training_backend.errors import ConfigError
 from training_backend.nn.patch import Triple
-from training_backend.nn.swin_window import attend, clipped, cut, joined, padded_size, relative_index, shift_groups
+from training_backend.nn.swin_regions import attend_regions
+from training_backend.nn.swin_window import (
+    SMALL_WINDOW,
+    attend,
+    clipped,
+    cut,
+    joined,
+    padded_size,
+    relative_index,
+    shift_groups,
+)
 
 Merging = Literal["legacy", "fixed"]
 
@@ -198,6 +209,9 @@ class WindowAttention(nn.Module):
         """Attended map, same shape as `x` [B, d, h, w, C]."""
         size = _size(x)
         window, shift = clipped(size, self.window) if shifted else (clipped(size, self.window)[0], (0, 0, 0))
+        if x.device.type == "cpu" and math.prod(window) > SMALL_WINDOW:
+            biases = (self.relative_position_bias_table, self.relative_position_index)
+            return self.proj(attend_regions(self.qkv(x), self.qkv.bias, *biases, window, shift))
         whole = padded_size(size, window)
         x = _rolled(_padded(x, whole), shift, -1)
         heads = self.qkv(cut(x, window)).unflatten(-1, (3, self.heads, -1))  # [B, W, n, 3, h, c]

@@ -6,6 +6,7 @@ the attention, as published.
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +20,8 @@ HIDDEN = -100.0
 """Added to the attention between voxels that a shift made neighbours."""
 MOST_WEIGHTS = 1 << 24
 """Attention weights held at once on a CPU."""
+FEW_WEIGHTS = 1 << 18
+"""The same in the backward pass, which reads them several times: as many as its cache holds."""
 SMALL_WINDOW = 64
 """Voxels of a window up to which a CPU attends step by step, in MONAI's order and with its bits."""
 
@@ -124,26 +127,33 @@ class _CpuAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         q, k, v, bias, out = ctx.saved_tensors
-        (given,) = gradients
-        scale = q.shape[-1] ** -0.5
-        dq, dk, dv, dbias = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.zeros_like(bias)
-        part = max(1, MOST_WEIGHTS // bias.numel())
-        for start in range(0, len(q), part):
-            one = slice(start, start + part)
-            weights = torch.baddbmm(
-                bias.expand(len(q[one]), -1, -1, -1).flatten(0, 1),
-                q[one].flatten(0, 1),
-                k[one].flatten(0, 1).transpose(1, 2),
-                alpha=scale,
-            ).softmax(dim=-1)
-            upper = given[one].flatten(0, 1)
-            dv[one] = torch.bmm(weights.transpose(1, 2), upper).view_as(v[one])
-            dot = (upper * out[one].flatten(0, 1)).sum(dim=-1, keepdim=True)
-            inner = weights.mul_(torch.bmm(upper, v[one].flatten(0, 1).transpose(1, 2)).sub_(dot))
-            dbias += inner.view(-1, *bias.shape).sum(dim=0)
-            dq[one] = torch.bmm(inner, k[one].flatten(0, 1)).mul_(scale).view_as(q[one])
-            dk[one] = torch.bmm(inner.transpose(1, 2), q[one].flatten(0, 1)).mul_(scale).view_as(k[one])
-        return dq, dk, dv, dbias
+        return attention_gradients(q, k, v, bias, out, gradients[0])
+
+
+def attention_gradients(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, given: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `attend` with respect to its arguments, from its result and the gradient `given` of that.
+
+    The weights are computed anew, few at a time, so that they stay in the processor's cache. Keys and values may be
+    more than queries: [N, h, m, c], with `bias` [h, n, m].
+    """
+    scaled = q * q.shape[-1] ** -0.5
+    keys = k.transpose(2, 3).contiguous()
+    # One product gives the gradient of the weights less what their softmax takes off each row.
+    upper = torch.cat([given, -(given * out).sum(-1, keepdim=True)], dim=-1)
+    values = F.pad(v, (0, 1), value=1.0).transpose(2, 3).contiguous()
+    dq, dk, dv, dbias = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.zeros_like(bias)
+    part = max(1, FEW_WEIGHTS // bias[0].numel())
+    for head, start in itertools.product(range(len(bias)), range(0, len(q), part)):
+        at = (slice(start, start + part), head)
+        weights = torch.baddbmm(bias[head].expand(len(q[at]), -1, -1), scaled[at], keys[at]).softmax(dim=-1)
+        dv[at] = torch.bmm(weights.transpose(1, 2), given[at])
+        inner = torch.bmm(upper[at], values[at]).mul_(weights)
+        dbias[head] += inner.sum(0)
+        dq[at] = torch.bmm(inner, k[at])
+        dk[at] = torch.bmm(inner.transpose(1, 2), scaled[at])
+    return dq.mul_(q.shape[-1] ** -0.5), dk, dv, dbias
 
 
 def _hidden(window: Triple, shift: Triple, wraps: tuple[bool, ...]) -> Tensor:
