@@ -6,7 +6,7 @@ Makes generated patients, trains a tiny model on them (a few minutes on a CPU), 
 
 A home folder with finished runs (``--home``) is used again, so that a second call takes a minute. ``--views RUN
 --scan FILE`` photographs only what one model shows of one scan, ``--plan`` only continual learning, ``--learn`` only
-what corrects and trains on, ``--mg3d`` only what goes with reports.
+what corrects and trains on, ``--mg3d`` only what goes with reports, ``--compare`` only the comparison of runs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from screenshots_compare import photograph_compare, train_two
 from screenshots_continual import photograph_plan, train_plan
 from screenshots_learn import photograph_learn, train_half
 from screenshots_mg3d import photograph_mg3d, train_mg3d
@@ -53,6 +54,7 @@ def main() -> int:
     parser.add_argument("--plan", action="store_true", help="photograph continual learning only")
     parser.add_argument("--learn", action="store_true", help="photograph the correction of masks only")
     parser.add_argument("--mg3d", action="store_true", help="photograph what goes with reports only")
+    parser.add_argument("--compare", action="store_true", help="photograph the comparison of runs only")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with tempfile.TemporaryDirectory() as temporary:
@@ -78,6 +80,10 @@ def main() -> int:
             os.environ["MED3DSSL_RUNS"] = str(home / "runs")
             photograph_mg3d(photographer, train_mg3d(home))
             return 0
+        if arguments.compare:
+            os.environ["MED3DSSL_RUNS"] = str(home / "runs")
+            photograph_compare(photographer, train_two(home))
+            return 0
         photographer.empty(home / "empty" / "runs")
         os.environ["MED3DSSL_RUNS"] = str(home / "runs")
         dataset, pretrained, finetuned, sequence, positions, labelled = train(home)
@@ -93,6 +99,7 @@ def main() -> int:
         photograph_plan(photographer, train_plan(home))
         photograph_learn(photographer, *train_half(home))
         photograph_mg3d(photographer, train_mg3d(home))
+        photograph_compare(photographer, train_two(home))
     log.info("%d pictures in %s", len(photographer.written), arguments.output)
     return 0
 

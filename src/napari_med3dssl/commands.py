@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,14 @@ def stage_command(stage: StageConfig, source: str, output: Path | str) -> str:
         value = getattr(stage, name)
         words += [] if value in (None, "") else [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
     words += ["--output", str(output)] if str(output) else []
+    return shlex.join(words)
+
+
+def compare_command(runs: Sequence[str], metric: str = "", structure: str = "") -> str:
+    """``med3dssl runs compare`` that prints what the window of a comparison shows."""
+    words = ["med3dssl", "runs", "compare", *runs]
+    words += ["--metric", metric] if metric else []
+    words += ["--structure", structure] if structure else []
     return shlex.join(words)
 
 

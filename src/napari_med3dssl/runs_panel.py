@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QItemSelectionModel, QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QHeaderView,
@@ -31,6 +31,7 @@ from napari_med3dssl.plan_files import KIND as PLAN
 from napari_med3dssl.plan_files import limited, plan_of, with_stages
 from napari_med3dssl.results import open_results
 from napari_med3dssl.run_card import RunCard
+from napari_med3dssl.runs_compare import RunsCompareDialog
 from training_backend.errors import Med3dError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ EMPTY = (
     "No runs yet. Start one in Pre-train or Fine-tune, or try the tiny demo: it makes a few generated patients, "
     "and learns from them on the CPU in about two minutes."
 )
+MARK_SOME = "Choose two or more runs in the list: hold Ctrl and click, or Shift for all in between."
 
 
 class RunsPanel(QWidget):
@@ -74,6 +76,7 @@ class RunsPanel(QWidget):
         self._look: _work.Job | None = None
         self._wanted: Path | None = None
         self._finished: set[Path] = set()
+        self._marked: tuple[Path, ...] = ()
         self._drawn: tuple[Path | None, float] = (None, 0.0)
         self._pending: list[dict[str, Any]] = []
         self._pictures = PictureLayers(state.viewer, " · live")
@@ -134,7 +137,7 @@ class RunsPanel(QWidget):
         self.table.setAccessibleName("Runs")
         self.table.setHorizontalHeaderLabels(list(COLUMNS))
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.table.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.table.setTabKeyNavigation(False)
         self.table.setWordWrap(False)
@@ -144,21 +147,38 @@ class RunsPanel(QWidget):
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         self.table.currentCellChanged.connect(lambda row, *_: self._choose_row(row))
+        self.table.itemSelectionChanged.connect(self._mark)
+        self.compare_button = button("Compare…", self.compare, "Curves, scores and settings of the marked runs.")
         self.card = RunCard(self.state.viewer)
         self.card.asked.connect(self.act)
         self.plan = PlanBox(self.state.viewer)
         self.card.add_box(self.plan)
         self.card.hide()
         page = Page()
-        for widget in (self.notice, self.empty, self.table):
+        self.below = button_row(self.compare_button)
+        for widget in (self.notice, self.empty, self.table, self.below):
             page.column.addWidget(widget)
         page.column.addWidget(self.card, 100)
         page.column.addStretch(1)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(page)
-        self.table.hide()
-        self.empty.hide()
+        for widget in (self.table, self.below, self.empty):
+            widget.hide()
+
+    def compare(self) -> None:
+        """Open a window that compares the marked runs; the one that is highest in the list comes last."""
+        marked = [run for run in self.runs if run.path in self._marked][::-1]
+        plans = [run.name for run in marked if run.kind == PLAN]
+        if len(marked) < 2:
+            self.notice.say("info", MARK_SOME)
+        elif plans:
+            self.notice.say(
+                "info", f"{plans[0]} is a plan of several runs. Choose its stages, which are listed below it."
+            )
+        else:
+            self.notice.clear()
+            RunsCompareDialog(self, self.state, marked).show()
 
     def start_demo(self) -> None:
         """Make a phantom cohort and a dataset in a child process, then launch a tiny pre-training run."""
@@ -199,6 +219,7 @@ class RunsPanel(QWidget):
         self._fill_table()
         self.empty.setVisible(not self.runs)
         self.table.setVisible(bool(self.runs))
+        self.below.setVisible(len(self.runs) > 1)
         self._show_wanted()
         if self.monitor is None and self.runs:
             self._follow(self.runs[0])
@@ -248,12 +269,29 @@ class RunsPanel(QWidget):
                     item.setText(text)
                     item.setToolTip(f"{run.name}: {run.sentence}\n{run.path}")
         self._select_row()
+        self._mark_again()
         self.table.blockSignals(False)
 
     def _select_row(self) -> None:
         run = self.chosen
         if run is not None and self.table.currentRow() != self.runs.index(run):
-            self.table.selectRow(self.runs.index(run))
+            index = self.table.model().index(self.runs.index(run), 0)
+            flags = QItemSelectionModel.SelectionFlag  # a method of the table would ask which keys are held
+            self.table.selectionModel().setCurrentIndex(index, flags.ClearAndSelect | flags.Rows)
+
+    def _mark(self) -> None:
+        rows = {index.row() for index in self.table.selectedIndexes()}
+        self._marked = tuple(run.path for row, run in enumerate(self.runs) if row in rows)
+
+    def _mark_again(self) -> None:
+        """Keep several runs selected although the list has changed."""
+        rows = [row for row, run in enumerate(self.runs) if run.path in self._marked]
+        if len(rows) < 2 or rows == sorted({index.row() for index in self.table.selectedIndexes()}):
+            return
+        model, flags = self.table.selectionModel(), QItemSelectionModel.SelectionFlag
+        for number, row in enumerate(rows):
+            first = flags.Clear if number == 0 else flags.Select
+            model.select(self.table.model().index(row, 0), first | flags.Select | flags.Rows)
 
     def _draw_preview(self) -> None:
         """Renew the picture layers when the run has new ones, at most every few seconds."""
