@@ -1,4 +1,4 @@
-"""Measures clicks and strokes in a real window, from the mouse to the painted canvas, for docs/benchmarks/explore-speed.md.
+"""Measures clicks and strokes in a real window, from the mouse to the painted canvas; see docs/benchmarks.
 
 xvfb-run -a -s "-screen 0 1280x800x24 +extension GLX" python docs/measure_clicks.py --home FOLDER
 
@@ -85,11 +85,7 @@ def strokes(photographer: Photographer, scan: Volume, labels: Volume, source: st
                 _press(canvas, line)
                 photographer.wait(lambda: "second class" in section.told.text())
                 continue
-            took.append(
-                drawn.after(
-                    lambda line=line: _press(canvas, line), lambda: section.told.text(), section._maps, "filled"
-                )
-            )
+            took.append(drawn.after(lambda line=line: _press(canvas, line), lambda: _data(section._maps["filled"])))
         return drawn.told(took[1:])
 
 
@@ -109,7 +105,7 @@ class _Drawn:
         self._timer.timeout.connect(self._tick)
         self._timer.start()
 
-    def after(self, action: Callable[[], None], look: Callable[[], Any], *_: Any) -> float:
+    def after(self, action: Callable[[], None], look: Callable[[], Any]) -> float:
         """Seconds from `action` until `look` answers something else and the canvas was painted with it."""
         self._photographer.settle(0.3)
         before = look()
@@ -156,6 +152,10 @@ def _ready(photographer: Photographer, scan: Volume, source: str) -> tuple[Any, 
     photographer.wait(lambda: panel.scan is not None and panel.compute_button.isEnabled())
     photographer.settle(1)
     return panel, canvas_widget(photographer)
+
+
+def _data(layer: Any) -> Any:
+    return None if layer is None else layer.data
 
 
 def canvas_widget(photographer: Photographer) -> Any:

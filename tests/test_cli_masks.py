@@ -41,10 +41,17 @@ def test_strokes_are_learnt_kept_and_applied(
     assert main([*taught, "--save", str(tmp_path / "lungs.safetensors")]) == 0
     assert "structure 1" in capsys.readouterr().out
     applied = [*common, "--model", str(tmp_path / "lungs.safetensors"), "--output", str(tmp_path / "again.nii.gz")]
-    assert main(applied) == 0
+    assert main([*applied, "--truth", str(tmp_path / "none.nii.gz")]) == 1
+    assert not (tmp_path / "again.nii.gz").exists()  # a truth that cannot be read is told before anything is done
+    capsys.readouterr()
+    assert main([*applied, "--truth", str(tmp_path / "truth.nii.gz")]) == 0
+    said = capsys.readouterr().out
     filled, again = (read_labels(tmp_path / f"{name}.nii.gz").array for name in ("filled", "again"))
     np.testing.assert_array_equal(filled, again)
-    assert 2 * (filled.astype(bool) & truth).sum() / (filled.sum() + truth.sum()) > 0.7
+    dice = 2 * (filled.astype(bool) & truth).sum() / (filled.sum() + truth.sum())
+    assert dice > 0.7
+    assert "structure 1 against truth.nii.gz" in said
+    assert f"Dice {dice:.3f}, HD95" in said
     assert (tmp_path / "doubt_filled.nii.gz").is_file()
     assert main(taught) == 1  # nothing is overwritten
     assert "exists" in capsys.readouterr().err

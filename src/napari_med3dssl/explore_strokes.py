@@ -46,6 +46,8 @@ class StrokesSection(ExploreSection):
         self._place: tuple[Any, ...] = ()
         self._job: _work.Job | None = None
         self._again = False
+        self._saving: _work.Job | None = None
+        self._unsaved: tuple[Any, stroke_store.Strokes] | None = None
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(PAUSE_MS)
@@ -216,6 +218,12 @@ class StrokesSection(ExploreSection):
             self._again = True
             return
         data = np.asarray(layer.data)
+        if data.shape != scan.data.shape:  # somebody put other data into it; what was painted before stays kept
+            self._failed(
+                f"{layer.name} has {_times(data.shape)} voxels, but {scan.name} has {_times(scan.data.shape)}. "
+                "Remove that layer and press Paint."
+            )
+            return
         self._job = _work.start(
             self,
             lambda: stroke_store.strokes_in(data),
@@ -228,7 +236,7 @@ class StrokesSection(ExploreSection):
         if found == self._seen and not force:
             return
         self._seen = found
-        _work.start(self, stroke_store.keep, volume_of(self._scan), found, failed=self._failed)
+        self._keep(volume_of(self._scan), found)
         if not self._key:  # kept, and filled once the model has looked at the scan
             self.told.setText("Press Paint to let the model look at the scan.")
             return
@@ -247,6 +255,19 @@ class StrokesSection(ExploreSection):
             size=None if whole else self._size(),
             near=self._near or view_point(self.panel.viewer, self._scan),
         )
+
+    def _keep(self, volume: Any, found: stroke_store.Strokes) -> None:
+        """Keep strokes on disk in a thread, one after the other, so that older ones never come last."""
+        if self._saving is not None:
+            self._unsaved = (volume, found)
+            return
+        self._saving = _work.start(self, stroke_store.keep, volume, found, failed=self._failed, ended=self._on_kept)
+
+    def _on_kept(self) -> None:
+        self._saving = None
+        if self._unsaved is not None:
+            unsaved, self._unsaved = self._unsaved, None
+            self._keep(*unsaved)
 
     def _size(self) -> list[int]:
         """Voxels of the box that is filled."""
@@ -306,6 +327,10 @@ class StrokesSection(ExploreSection):
         for widget in (self.fill_button, self.whole_button):
             widget.setEnabled(ready)
         self.save_button.setEnabled(ready and self._maps["filled"] is not None)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " × ".join(str(n) for n in shape)
 
 
 def _shown_place(viewer: Any) -> tuple[Any, ...]:

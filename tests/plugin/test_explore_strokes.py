@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from napari_med3dssl import stroke_store
-from napari_med3dssl._layers import add, volume_layer, volume_of
+from napari_med3dssl._layers import add, labels_layer, volume_layer, volume_of
 from napari_med3dssl._state import State
 from napari_med3dssl.explore import ExplorePanel
 from napari_med3dssl.explore_strokes import BACKGROUND, StrokesSection
@@ -130,6 +130,58 @@ def test_strokes_come_back_after_a_crash(
     section.begin()
     assert stroke_store.strokes_in(np.asarray(painted(section).data)) == before
     finish(panel, qtbot)
+
+
+def test_a_kept_model_is_compared_with_another_mask(
+    section: StrokesSection, phantom: Phantom, qtbot: Any, tmp_path: Path
+) -> None:
+    paint(section, phantom, BACKGROUND, inside=False)
+    paint(section, phantom, BACKGROUND + 1, inside=True)
+    qtbot.waitUntil(lambda: filled(section) is not None, timeout=20_000)
+    work_done(qtbot)
+    section.save_to(tmp_path / "lungs")
+    qtbot.waitUntil(lambda: "Saved" in section.panel.notice.text, timeout=20_000)
+    section.apply_from(tmp_path / "lungs.safetensors")
+    finish(section.panel, qtbot)
+    panel, truth = section.panel, (phantom.labels.array == 1).astype(np.uint8)
+    add(panel.viewer, labels_layer(truth, phantom.volume.geometry, "prediction", phantom.classes[:1]))
+    comparison = panel.comparison
+    comparison.fold(False)
+    comparison.one.setCurrentText("filled · strokes")
+    comparison.other.setCurrentText("prediction")
+    comparison.compare_button.click()
+    qtbot.waitUntil(lambda: comparison._job is None and comparison.table.rowCount() > 0, timeout=60_000)
+    answer = np.asarray(filled(section).data) == 1
+    dice = 2 * (answer & (truth == 1)).sum() / (answer.sum() + truth.sum())
+    assert comparison.table.item(0, 1).text() == f"{dice:.3f}"
+
+
+def test_a_painted_layer_of_another_shape_is_refused(
+    section: StrokesSection, phantom: Phantom, qtbot: Any, panel: ExplorePanel
+) -> None:
+    paint(section, phantom, BACKGROUND + 1, inside=True)
+    before = stroke_store.strokes_in(np.asarray(painted(section).data))
+    qtbot.waitUntil(lambda: stroke_store.find(volume_of(panel.scan)) == before, timeout=20_000)
+    painted(section).data = np.ones((4, 5, 6), np.uint8)
+    section.fill_region()
+    assert "has 4 × 5 × 6 voxels, but" in panel.notice.text
+    work_done(qtbot)
+    assert stroke_store.find(volume_of(panel.scan)) == before
+
+
+def test_a_model_of_another_scale_is_refused(
+    section: StrokesSection, phantom: Phantom, qtbot: Any, tmp_path: Path
+) -> None:
+    paint(section, phantom, BACKGROUND, inside=False)
+    paint(section, phantom, BACKGROUND + 1, inside=True)
+    qtbot.waitUntil(lambda: filled(section) is not None, timeout=20_000)
+    work_done(qtbot)
+    section.save_to(tmp_path / "lungs")
+    qtbot.waitUntil(lambda: "Saved" in section.panel.notice.text, timeout=20_000)
+    section.panel.state.model = untrained(tmp_path / "other", seed=1)
+    section.apply_from(tmp_path / "lungs.safetensors")
+    finish(section.panel, qtbot)
+    assert "taught with the features of another model or scale" in section.panel.notice.text
 
 
 def test_what_cannot_be_applied_is_said(section: StrokesSection, qtbot: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def strokes(
     painted: Path | None = None,
     model: Path | None = None,
     save: Path | None = None,
+    truth: Path | None = None,
     level: int = 0,
     device: str = "auto",
 ) -> Table:
@@ -29,10 +30,11 @@ def strokes(
         painted: Label map on the scan to learn from: 0 unpainted, 1 background, 2 and up structures.
         model: Stroke model to apply in place of learning.
         save: File to keep what was learnt in.
+        truth: Label map of the scan, with structures from 1 on, to score the filled one against.
         level: Map of a hierarchical encoder, 1 the finest; 0 takes its tokens.
         device: auto, cpu, cuda or cuda:N.
     """
-    from training_backend.data.read import read_volume
+    from training_backend.data.read import read_classes, read_volume
     from training_backend.jobs.serve_ops import Session
 
     if (painted is None) == (model is None):
@@ -40,13 +42,15 @@ def strokes(
     if output.exists():
         raise ConfigError(f"{output} exists.", "Choose another name, or remove it.")
     scan = read_volume(input)
+    if truth is not None:
+        read_classes(truth)  # a wrong file is told before the work
     operations = Session(device).operations()
     given: dict[str, Any] = {"source": weights, "volumes": [scan], "level": level}
     said: Any = _quiet
     if model is not None:
         found = operations["strokes_apply"]({**given, "path": str(model)}, said)
         names = {entry["index"]: entry["name"] for entry in found["classes"]}
-        return _written(scan, found, names, output, found["notes"])
+        return _written(scan, found, names, output, found["notes"], truth)
     assert painted is not None
     points, values = _painted(painted, scan)
     names = {k: "background" if k == 0 else f"structure {k}" for k in range(int(values.max(initial=1)) + 1)}
@@ -56,7 +60,7 @@ def strokes(
     found = operations["strokes_fill"](teaching, said)
     if save is not None:
         operations["strokes_save"]({"key": opened["key"], "path": str(save)}, said)
-    return _written(scan, found, names, output, [])
+    return _written(scan, found, names, output, [], truth)
 
 
 def agreement(first: Path, second: Path, output: Path | None = None) -> Table:
@@ -105,7 +109,9 @@ def _painted(path: Path, scan: Any) -> tuple[Any, Any]:
     return points, array[tuple(points.T)].astype(np.int64) - 1
 
 
-def _written(scan: Any, found: dict[str, Any], names: dict[int, str], output: Path, notes: list[str]) -> Table:
+def _written(
+    scan: Any, found: dict[str, Any], names: dict[int, str], output: Path, notes: list[str], truth: Path | None
+) -> Table:
     import numpy as np
 
     from training_backend.data.write import write_volume
@@ -119,6 +125,17 @@ def _written(scan: Any, found: dict[str, Any], names: dict[int, str], output: Pa
     for value, count in zip(*np.unique(found["labels"], return_counts=True), strict=True):
         if value:
             table.add(names.get(int(value), f"class {value}"), f"{count * voxel_ml:.1f} ml")
+    if truth is not None:
+        for score in _scores(scan.with_array(found["labels"]), truth, names):
+            numbers = f"Dice {score.dice:.3f}, HD95 {score.hd95_mm:.1f} mm, NSD {score.nsd:.3f}"
+            table.add(f"{score.class_name} against {truth.name}", numbers)
     for note in notes:
         table.add("note", note)
     return table
+
+
+def _scores(filled: Any, truth: Path, names: dict[int, str]) -> Any:
+    from training_backend.data.read import read_classes
+    from training_backend.evaluate.agreement import agreement as compared
+
+    return compared(filled, read_classes(truth), {value: name for value, name in names.items() if value}).scores

@@ -103,17 +103,13 @@ def untrained(folder: Path, name: str) -> str:
         torch.manual_seed(0)
         config = pretrain_config(kind, preset, Path(), changes)
         profile = InputProfile(size=config.data.size, crop_body=False, intensity=config.data.intensity)
-        card = {
-            "kind": "pretrain",
-            "config": config.model_dump(mode="json"),
-            "profile": profile.model_dump(mode="json"),
-        }
-        save_model(path, method(kind).build(config), card)
+        told = {"config": config.model_dump(mode="json"), "profile": profile.model_dump(mode="json")}
+        save_model(path, method(kind).build(config), {"kind": "pretrain", **told})
     return str(path)
 
 
 def generated_scan(shape: tuple[int, int, int]) -> tuple[Volume, Volume]:
-    """A chest CT of `shape` and its label map; drawn at half the resolution, which is quicker, and with noise of its own."""
+    """A chest CT of `shape` and its label map, drawn at half the resolution, which is quicker, with finer noise."""
     from training_backend.data.phantoms import thorax_ct
     from training_backend.data.volume import Geometry, Volume
 

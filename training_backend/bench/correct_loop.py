@@ -115,8 +115,7 @@ def _round(
         accept(dataset.folder, id, mask, origin=Origin("the true mask", model))
     config = _finetuning(dataset.folder, model, seed, steps, threads)
     facts = _trained(config, place / f"run_{count}")
-    cases = json.loads((place / f"run_{count}" / "predictions" / "cases.json").read_text(encoding="utf-8"))
-    scores = {entry["case"]: statistics.fmean(entry["dice"].values()) for entry in cases}
+    scores = _dice_of(place / f"run_{count}")
     accepted = [case.id for case in Dataset.open(dataset.folder).records.values() if case.accepted]
     row = {"order": order, "seed": seed, "count": count, "dice": statistics.fmean(scores.values()), **facts}
     row |= {"cases": scores, "corrected": accepted}
@@ -176,6 +175,12 @@ def _trained(config: RunConfig, folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder.name} did not finish.", f"See {run.log_path}.")
     events = [e for e in EventReader(run.events_path).read() if e["type"] == "metrics" and e["split"] == "train"]
     return {"steps": events[-1]["step"], "processor_s": sum(event["processor_s"] for event in events)}
+
+
+def _dice_of(run: Path) -> dict[str, float]:
+    """Mean Dice of the classes of each validation scan of a finished run."""
+    cases = json.loads((run / "predictions" / "cases.json").read_text(encoding="utf-8"))
+    return {entry["case"]: statistics.fmean(entry["dice"].values()) for entry in cases}
 
 
 def _pretraining(dataset: Path, steps: int, threads: int) -> RunConfig:

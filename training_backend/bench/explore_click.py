@@ -9,6 +9,7 @@ product with all tokens, air darkened, limits of the colours. Drawing on a canva
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,16 @@ def _clicks(tokens: np.ndarray[Any, Any], body: np.ndarray[Any, Any], clicks: in
     prepared = Clocks()
     index = prepared.time(lambda: TokenIndex(tokens))
     rng = np.random.default_rng(0)
+
+    def heat(likes: int, unlikes: int) -> tuple[np.ndarray[Any, Any], tuple[float, float]]:
+        seeds = [tuple(int(rng.integers(n)) for n in tokens.shape[:3]) for _ in range(likes + unlikes)]
+        values = index.similarity(seeds[:likes], seeds[likes:])  # type: ignore[arg-type]
+        return np.where(body, values, values[body].min()), contrast_limits(values[body])
+
     answer: dict[str, Any] = {"prepared": prepared.told()}
-
-    def heat(positive: list[Any], negative: list[Any]) -> float:
-        values = index.similarity(positive, negative)
-        shown = np.where(body, values, values[body].min()) if body.any() else values
-        return contrast_limits(shown[body] if body.any() else shown, 2, 98)[1]
-
     for name, likes, unlikes in (("click_one", 1, 0), ("click_like_and_unlike", 3, 2)):
         clocks = Clocks()
         for _ in range(clicks):
-            seeds = [tuple(int(rng.integers(n)) for n in tokens.shape[:3]) for _ in range(likes + unlikes)]
-            clocks.time(lambda seeds=seeds: heat(seeds[:likes], seeds[likes:]))  # type: ignore[misc]
+            clocks.time(partial(heat, likes, unlikes))
         answer[name] = clocks.told()
     return answer

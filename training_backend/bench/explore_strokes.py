@@ -88,21 +88,34 @@ def _painted(
 def scripted(
     labels: np.ndarray[Any, Any], classes: tuple[int, ...], z: int, voxels: int, seed: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A line of voxels [N, 3] of each class in slice `z` of a label map, and their classes [N], as a brush leaves them.
+    """A line of each class in slice `z` of a label map, as a brush of three voxels leaves it within the class.
 
     A class that the slice lacks is left out; classes beyond those named count as background.
+
+    Args:
+        labels: (z, y, x).
+        classes: 0 and the structures.
+        z: the slice.
+        voxels: length of a line.
+        seed: decides where it runs.
+
+    Returns:
+        Voxels [N, 3], and their index in `classes` [N].
     """
     rng = np.random.default_rng([seed, z])
     points, values = [], []
     plane = labels[z]
-    for value in classes:
+    for index, value in enumerate(classes):
         inside = np.isin(plane, classes[1:], invert=True) if value == 0 else plane == value
         found = np.argwhere(inside)
         if not len(found):
             continue
-        start, end = found[rng.integers(len(found), size=2)]
-        line = np.unique(np.rint(np.linspace(start, end, voxels)).astype(np.int64), axis=0)
-        line = line[inside[tuple(line.T)]][:voxels]
-        points.append(np.concatenate([np.full((len(line), 1), z), line], axis=1))
-        values.append(np.full(len(line), value))
+        start, end = found[rng.integers(len(found), size=2)].astype(float)
+        reach = min(1.0, voxels / max(float(np.abs(end - start).max()), 1.0))
+        line = np.rint(np.linspace(start, start + reach * (end - start), voxels)).astype(np.int64)
+        wide = np.unique([point + step for point in line for step in np.ndindex(3, 3)], axis=0) - 1
+        wide = wide[((wide >= 0) & (wide < plane.shape)).all(axis=1)]
+        wide = wide[inside[tuple(wide.T)]]
+        points.append(np.insert(wide, 0, z, axis=1))
+        values.append(np.full(len(wide), index))
     return np.concatenate(points), np.concatenate(values)
