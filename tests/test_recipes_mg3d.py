@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
     "engine": {"device": "cpu", "threads": 1, "val_steps": 2, "preview_minutes": 0, "activation_checkpointing": False},
 }
 TEXT = {"source": "", "width": 16, "layers": 1, "heads": 2, "longest": 32}
-MATCH = {"text": TEXT, "latent": 8, "project": 16}
+MATCH = {"text": TEXT, "latent": 8}
 OWN: dict[str, dict[str, Any]] = {
     **{name: {"task": {"overlap": 0.0}, "data": {**SMALL["data"], "crops_per_volume": 1}} for name in SEGMENTATION},
     "mg3d-ct-rate-vocabulary": {"task": MATCH},
@@ -190,7 +190,12 @@ def test_numbers_of_the_other_tasks_are_the_published_ones() -> None:
         assert numbers(name, "task.gates", "task.findings", "data.size") == [2, CT_RATE, (128, 96, 128)]
         assert numbers(name, "data.intensity.low", "data.intensity.high", "optim.lr") == [-1000, 1000, 1e-5]
     assert numbers("mg3d-ct-rate-vocabulary", "task.latents_only", "task.group", "task.reading") == [True, 6, "first"]
-    assert numbers("mg3d-ct-rate-retrieval", "task.reading") == ["mean"]
+    assert numbers("mg3d-ct-rate-retrieval", "task.reading", "task.as_pretrained") == ["mean", True]
+    for name in WORDS:
+        assert numbers(name, "data.centre", "data.keep_aspect") == [(0.88, 0.65625, 0.875), False]
+    for name in WORDS[:2]:
+        assert numbers(name, "task.grid", "task.maps", "task.project") == [(4, 3, 4), "tokens", 0]
+    assert numbers("mg3d-ctrg-chest", "task.pool", "task.maps", "task.norm") == [3, "convolved", "positions"]
     assert recipe(TEXTS).dataset.classes == CT_RATE
 
 

@@ -9,10 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from training_backend.errors import ConfigError
+from training_backend.nn.mg3d_encoders import GenesisVision, SwinVision
 from training_backend.nn.output import EncoderOutput
 from training_backend.nn.swin_unetr import SwinUnetr
-from training_backend.nn.visual_tokens import VisualTokens
+from training_backend.nn.swin_vision_segmenter import SwinVisionSegmenter
+from training_backend.nn.visual_tokens import VisualTokens, encoded
 from training_backend.nn.voco_downstream import ClipVisual, ReportVisual
+
+BLOCKS = ("encoder1", "encoder2", "encoder3", "encoder4")
 
 
 def pyramid() -> EncoderOutput:
@@ -57,6 +61,39 @@ def test_a_linear_layer_and_another_order_are_the_published_permutation() -> Non
 def test_maps_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(ConfigError, match="12 channels together, but it says 10"):
         VisualTokens(SimpleNamespace(width=10, embedded_maps=(1, 2)))(pyramid())
+
+
+def test_tokens_may_lie_on_the_networks_own_grid_in_any_order() -> None:
+    encoder = SimpleNamespace(width=2, embedded_maps=(0,))
+    own = torch.arange(2 * 4 * 3 * 5, dtype=torch.float32).view(1, 2, 4, 3, 5)
+    features = EncoderOutput(own.flatten(2).transpose(1, 2), (4, 3, 5), hidden=(), pyramid=(torch.zeros_like(own),))
+    tokens, _ = VisualTokens(encoder, (4, 3, 5), "none", maps="tokens")(features)
+    torch.testing.assert_close(tokens, features.tokens)
+    turned = VisualTokens(encoder, (4, 3, 5), "none", maps="tokens", order=(2, 1, 0))
+    assert turned.number == 60
+    torch.testing.assert_close(turned(features)[0], own.permute(0, 4, 3, 2, 1).reshape(1, 60, 2))
+
+
+def test_convolved_maps_are_those_that_the_decoder_sees() -> None:
+    torch.manual_seed(0)
+    encoder = SwinVision(1, 4, window=(3, 3, 3), heads=(1, 2, 2, 4)).eval()
+    segmenter = SwinVisionSegmenter(encoder, 2).eval()
+    visual = VisualTokens(encoder, 3, "positions", maps="convolved").eval()
+    assert (visual.width, visual.number) == (24 * 4, 27)
+    blocks = {name: value for name, value in segmenter.state_dict().items() if name.split(".")[0] in BLOCKS}
+    assert visual.convolved is not None
+    visual.convolved.load_state_dict(blocks)
+    volume = torch.rand(2, 1, 64, 32, 32)
+    with torch.no_grad():
+        tokens, mean = visual(*encoded(encoder, volume, freeze=True))
+        shown = encoder.shown(encoder.maps(volume))
+        maps = [getattr(segmenter, name)(each) for name, each in zip(BLOCKS, (volume, *shown[:3]), strict=True)]
+        wanted = torch.cat([F.adaptive_avg_pool3d(each, 3) for each in (*maps, shown[4])], 1).flatten(2)
+        wanted = F.layer_norm(wanted, (27,)).transpose(1, 2)
+    torch.testing.assert_close(tokens, wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mean, wanted.mean(1), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match=r"task\.maps to joined"):
+        VisualTokens(GenesisVision(1, 2), maps="convolved")
 
 
 def test_tokens_of_a_swin_unetr_are_the_published_ones() -> None:

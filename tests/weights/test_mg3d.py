@@ -16,7 +16,7 @@ from training_backend.config import RunConfig
 from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.config.registry import method, task
 from training_backend.engine.work import build_network
-from training_backend.errors import WeightsError
+from training_backend.errors import ConfigError, WeightsError
 from training_backend.nn.mg3d import Mg3d
 from training_backend.weights.export import export
 from training_backend.weights.families import identify
@@ -175,6 +175,65 @@ def test_gates_go_along_to_prompts_that_are_scored_with_gates(tmp_path: Path) ->
     assert report.share == 1
     bare, report = build_network(run.updated({"task": {"gates": 0}}), method("mg3d"), task("vocabulary"))
     assert torch.equal(bare.state_dict()["encoder.patch_embed.proj.weight"], own["encoder.patch_embed.proj.weight"])
+
+
+def test_projection_and_marks_go_along_and_alone_learn_with_gates_and_latents(tmp_path: Path) -> None:
+    """The loader of CT-RATE takes the image encoder, the gates, the projection of tokens, and the marks, by name."""
+    state, path = reference(), saved(tmp_path, reference())
+    gated = {
+        "gates": 2,
+        "as_pretrained": True,
+        "grid": (4, 3, 4),
+        "maps": "tokens",
+        "norm": "none",
+        "latents_only": True,
+    }
+    changes = {
+        "task": {**gated, "findings": ("nodule",), "latent": 8, "text": {"width": 48}},
+        "method": {"feature_size": 3, "window": 3, "heads": (1, 2, 3, 6)},
+        "data": {"size": (128, 96, 128)},
+        "weights": str(path),
+    }
+    run: RunConfig = finetune_config("vocabulary", "tiny", Path("d"), "mg3d", changes)
+    network, _ = build_network(run, method("mg3d"), task("vocabulary"))
+    own = network.state_dict()
+    for name in ("multi_modal_vision_proj.weight", "modality_type_embeddings.weight"):
+        assert torch.equal(own[name], state[name])
+    learning = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert learning == {
+        "local_img_cross_multihead_attention",
+        "multi_modal_vision_proj",
+        "modality_type_embeddings",
+        "to_visual_latent",
+        "to_text_latent",
+    }
+    volume = torch.rand(1, 1, 128, 96, 128)
+    with torch.no_grad():
+        last = network.encoder.maps(volume)[-1]  # type: ignore[union-attr, operator]
+        rows = last.flatten(2).transpose(1, 2)
+        weight, bias = state["multi_modal_vision_proj.weight"], state["multi_modal_vision_proj.bias"]
+        wanted = rows @ weight.T + bias + state["modality_type_embeddings.weight"][1]
+        torch.testing.assert_close(network.image_tokens(volume), wanted, atol=1e-4, rtol=1e-4)  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="as_pretrained needs gates, and project 0"):
+        run.updated({"task": {"gates": 0}})
+
+
+def test_the_projection_of_the_large_transformer_goes_along(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = reference()
+    for number, inputs in ((1, 48), (2, 24), (3, 24)):
+        state[f"vision_encoder.proj_head.layer{number}.0.weight"] = torch.randn(24, inputs)
+        state[f"vision_encoder.proj_head.layer{number}.0.bias"] = torch.randn(24)
+    changes = {
+        "task": {"findings": ("nodule",), "gates": 1, "as_pretrained": True, "latent": 8, "text": {"width": 24}},
+        "method": {"feature_size": 3, "window": 3, "heads": (1, 2, 3, 6)},
+        "weights": str(saved(tmp_path, state)),
+    }
+    run: RunConfig = finetune_config("vocabulary", "tiny", Path("d"), "mg3d", changes)
+    own = build_network(run, method("mg3d"), task("vocabulary"))[0].state_dict()
+    for number in (1, 2, 3):
+        name = f"proj_head.layer{number}.0.weight"
+        assert torch.equal(own[name], state[f"vision_encoder.{name}"])
 
 
 def test_bad_files_get_a_sentence(tmp_path: Path) -> None:

@@ -159,12 +159,12 @@ class ReportNetwork(nn.Module):
 
     def forward(self, volume: Tensor, ids: Tensor) -> Written:
         """Probabilities of the words `ids` [B, T] of the reports of `volume` [B, C, D, H, W]."""
-        written: Written = self.writer(*self.visual(encoded(self.encoder, volume, self.freeze)), ids)
+        written: Written = self.writer(*self.visual(*encoded(self.encoder, volume, self.freeze)), ids)
         return written
 
     def write(self, volume: Tensor, beam: Beam) -> Tensor:
         """Words [B, longest] of reports of `volume` [B, C, D, H, W], padded with `END`."""
-        tokens, summary = self.visual(encoded(self.encoder, volume, self.freeze))
+        tokens, summary = self.visual(*encoded(self.encoder, volume, self.freeze))
         return self.writer.write(tokens, summary, beam)
 
     def train(self, mode: bool = True) -> ReportNetwork:

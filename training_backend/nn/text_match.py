@@ -14,11 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training_backend.nn.gates import SentenceGates
+from training_backend.nn.mg3d_encoders import ProjectionHead
 from training_backend.nn.visual_tokens import encoded
 
 if TYPE_CHECKING:
     from training_backend.nn.text_encoder import Tokeniser
     from training_backend.nn.visual_tokens import VisualTokens
+
+IMAGE = 1
+"""Row of the type embedding that marks tokens of an image."""
+TUNED = (
+    "latent",
+    "cross_multihead_attention",
+    "multi_modal_vision_proj",
+    "modality_type_embeddings",
+    "proj_head",
+    "visual.",
+)
+"""Parts that learn with `latents_only`, the first alone without gates; the last is new wherever there is one."""
 
 Reading = Literal["first", "mean"]
 """first: the vector of a text is that of its first token. mean: the mean of its tokens."""
@@ -40,7 +53,9 @@ class TextMatch(nn.Module):
         temperature: start of the learnt temperature; scores are cosines times its exponential.
         freeze_encoder: keep the encoder as it is.
         freeze_text: keep the text model as it is.
-        latents_only: learn nothing but the maps to the latents (and the gates).
+        latents_only: learn nothing but the maps to the latents, and, as MG-3D, the gates and what projects tokens.
+        pretrained: channels of the visual tokens before they are projected and marked as in MG-3D's pre-training, from
+            whose weights these parts come by name; 0 leaves them out.
     """
 
     def __init__(
@@ -58,6 +73,7 @@ class TextMatch(nn.Module):
         freeze_encoder: bool = False,
         freeze_text: bool = True,
         latents_only: bool = False,
+        pretrained: int = 0,
     ) -> None:
         super().__init__()
         settings: Any = text.config
@@ -68,6 +84,10 @@ class TextMatch(nn.Module):
         self.local_img_cross_multihead_attention = nn.ModuleList(
             SentenceGates(tokens[1], pooled=True) for _ in range(gates)
         )
+        wide = bool(pretrained) and pretrained != tokens[1]
+        self.proj_head = ProjectionHead(pretrained, tokens[1]) if wide else None
+        self.multi_modal_vision_proj = nn.Linear(tokens[1], tokens[1]) if pretrained else None
+        self.modality_type_embeddings = nn.Embedding(2, tokens[1]) if pretrained else None
         self.to_visual_latent = nn.Linear(tokens[0] * tokens[1], latent, bias=False)
         self.to_text_latent = nn.Linear(settings.hidden_size, latent, bias=False)
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
@@ -77,14 +97,24 @@ class TextMatch(nn.Module):
             text.requires_grad_(False)
         if latents_only:
             for name, parameter in self.named_parameters():
-                parameter.requires_grad_("latent" in name or "cross_multihead_attention" in name)
+                parameter.requires_grad_(any(part in name for part in (TUNED if gates else TUNED[:1])))
 
     def image_tokens(self, volume: Tensor) -> Tensor:
         """Tokens [B, L, E] of `volume` [B, C, D, H, W]."""
         assert self.encoder is not None  # networks of tasks have both
         assert self.visual is not None
-        tokens: Tensor = self.visual(encoded(self.encoder, volume, self.freeze_encoder))[0]
-        return tokens
+        tokens: Tensor = self.visual(*encoded(self.encoder, volume, self.freeze_encoder))[0]
+        return self.marked(tokens)
+
+    def marked(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, L, E] projected and marked as an image's where the pre-training does so, else as they are."""
+        if self.proj_head is not None:
+            tokens = self.proj_head(F.layer_norm(tokens, tokens.shape[-1:]))
+        if self.multi_modal_vision_proj is None:
+            return tokens
+        assert self.modality_type_embeddings is not None  # they come together
+        projected: Tensor = self.multi_modal_vision_proj(tokens) + self.modality_type_embeddings.weight[IMAGE]
+        return projected
 
     def text_rows(self, texts: Sequence[str]) -> Tensor:
         """Vectors [N, W] of texts."""

@@ -40,6 +40,10 @@ class ReportConfig(TaskConfig):
     """Train the writer alone."""
     pool: int = Field(3, ge=1, json_schema_extra=ui(advanced=True))
     """Visual tokens along each axis of the volume."""
+    maps: Literal["joined", "tokens", "convolved"] = Field("joined", json_schema_extra=ui(advanced=True))
+    """What visual tokens are made of. joined: the maps that the encoder names. tokens: its patch tokens without norm.
+    convolved: the volume and the first three maps of MG-3D's transformer after a convolution block each, and its last
+    map, as its authors have it."""
     norm: Literal["auto", "positions", "channels", "none"] = Field("auto", json_schema_extra=ui(advanced=True))
     """Norm of the visual tokens. positions: each channel over the tokens, as published. channels: each token over its
     channels. auto: positions for encoders with a pyramid, channels for others."""
@@ -122,7 +126,7 @@ def build(run: RunConfig, encoder: Encoder) -> nn.Module:
             "Set data.augment.flip to 0 0 0.",
         )
     table = Words(config.vocabulary or _learnt(run))
-    visual = VisualTokens(encoder, config.pool, config.norm)
+    visual = VisualTokens(encoder, config.pool, config.norm, maps=config.maps)
     sizes = WriterSizes(
         words=len(table),
         vision=visual.width,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from training_backend.config import TaskConfig, ui
 from training_backend.config.text import TextConfig
@@ -41,9 +41,18 @@ class MatchConfig(TaskConfig):
     latent: int = Field(768, ge=2, json_schema_extra=ui(advanced=True))
     """Numbers of a latent."""
     project: int = Field(0, ge=0, json_schema_extra=ui(advanced=True))
-    """Channels of a visual token (published: 768); 0 keeps those of the encoder."""
+    """Channels of a visual token (published: 768); 0 keeps those of the encoder, or with gates takes those of the text
+    model, by a layer of its own unless `maps` is tokens and they are as wide."""
     pool: int = Field(3, ge=1, json_schema_extra=ui(advanced=True))
     """Visual tokens along each axis of the volume."""
+    grid: tuple[int, int, int] | None = Field(None, json_schema_extra=ui(advanced=True))
+    """Visual tokens along (z, y, x) in place of `pool`; published for MG-3D: 4 3 4, those of the network itself."""
+    maps: Literal["joined", "tokens"] = Field("joined", json_schema_extra=ui(advanced=True))
+    """What visual tokens are made of. joined: the maps that the encoder names. tokens: its patch tokens without norm,
+    as published for MG-3D."""
+    as_pretrained: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """With gates: project visual tokens and mark them as an image's as the pre-training of MG-3D does, whose weights
+    bring these parts; published for retrieval. In place of `project`."""
     norm: Literal["auto", "positions", "channels", "none"] = Field("auto", json_schema_extra=ui(advanced=True))
     """Norm of the visual tokens; published: none."""
     gates: int = Field(0, ge=0, json_schema_extra=ui(advanced=True))
@@ -52,6 +61,12 @@ class MatchConfig(TaskConfig):
     """Vector of a text: that of its first token, or the mean of all."""
     temperature: float = Field(1.0, json_schema_extra=ui(advanced=True))
     """Start of the learnt temperature: scores are cosines times its exponential. Published: 1."""
+
+    @model_validator(mode="after")
+    def _projected_once(self) -> MatchConfig:
+        if self.as_pretrained and (self.project or not self.gates):
+            raise ValueError("as_pretrained needs gates, and project 0")
+        return self
 
 
 def build_match(
@@ -81,8 +96,10 @@ def build_match(
     ready = bool(config.text.source or config.text.architecture)
     text, tokeniser = text_model(config.text, () if ready else texts())
     wide = int(text.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    visual = VisualTokens(encoder, config.pool, config.norm, config.project or (wide if config.gates else 0))
-    if config.gates and visual.width != wide:
+    as_they_are = config.as_pretrained or (config.maps == "tokens" and encoder.width == wide)
+    fitted = wide if config.gates and not as_they_are else 0
+    visual = VisualTokens(encoder, config.grid or config.pool, config.norm, config.project or fitted, maps=config.maps)
+    if config.gates and not config.as_pretrained and visual.width != wide:
         raise ConfigError(
             f"Gates need visual tokens as wide as the text encoder ({wide}), but they have {visual.width} channels.",
             f"Set task.project to {wide}.",
@@ -93,13 +110,14 @@ def build_match(
         text,
         tokeniser,
         config.latent,
-        (visual.number, visual.width),
+        (visual.number, wide if config.as_pretrained else visual.width),
         gates=config.gates,
         reading=config.reading,
         freeze_encoder=freeze_encoder,
         temperature=config.temperature,
         freeze_text=config.text.freeze and bool(config.text.source),  # a small one of our own has to learn
         latents_only=latents_only,
+        pretrained=visual.width if config.as_pretrained else 0,
     )
     network.task = config  # type: ignore[assignment]
     return network

@@ -123,10 +123,13 @@ def _map(network: TextMatch, gate: Tensor, volume: Tensor) -> PreviewArray:
 
     visual = network.visual
     assert visual is not None  # networks of tasks have one
-    side, order = visual.side, visual.order
-    array = gate.float().view(side, side, side).permute(*(order.index(axis) for axis in range(3)))
+    grid, order = visual.grid, visual.order
+    array = gate.float().view([grid[axis] for axis in order]).permute(*(order.index(axis) for axis in range(3)))
     size = tuple(volume.shape[2:])
-    steps = tuple(next(k for k in (8, 4, 2, 1) if k == 1 or (n % k == 0 and n // k >= 2 * side)) for n in size)
+    steps = tuple(
+        next(k for k in (8, 4, 2, 1) if k == 1 or (n % k == 0 and n // k >= 2 * side))
+        for n, side in zip(size, grid, strict=True)
+    )
     fine = tuple(n // step for n, step in zip(size, steps, strict=True))
     drawn = F.interpolate(array[None, None], size=fine, mode="trilinear", align_corners=False)[0, 0]
     limits = (float(gate.min()), max(float(gate.max()), float(gate.min()) + 1e-6))
