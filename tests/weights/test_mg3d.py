@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from torch import Tensor
 from training_backend.config import RunConfig
 from training_backend.config.presets import finetune_config, pretrain_config
 from training_backend.config.registry import method, task
+from training_backend.data.dataset import Dataset
+from training_backend.data.manifest import CaseRecord, DatasetInfo
+from training_backend.engine.rundir import RunDirectory
 from training_backend.engine.work import build_network
+from training_backend.engine.worker import execute
 from training_backend.errors import ConfigError, WeightsError
 from training_backend.nn.mg3d import Mg3d
 from training_backend.weights.export import export
@@ -234,6 +239,43 @@ def test_the_projection_of_the_large_transformer_goes_along(tmp_path: Path) -> N
     for number in (1, 2, 3):
         name = f"proj_head.layer{number}.0.weight"
         assert torch.equal(own[name], state[f"vision_encoder.{name}"])
+
+
+def test_reports_are_classified_by_the_text_model_of_the_file(tmp_path: Path) -> None:
+    """Of the text model only vocabulary and settings are asked for; what predicts later needs neither of them."""
+    words = vocabulary(tmp_path / "text")
+    cases = [
+        CaseRecord(id=f"r{i}", subject=f"r{i}", split="train", report=f"w{6 + i} w8.", target=(i % 2, 1 - i % 2))
+        for i in range(4)
+    ]
+    Dataset(tmp_path / "data", DatasetInfo(name="reports", modality="text"), cases).save()
+    changes = {
+        "task": {"kind": "multilabel", "classes": 2, "reader": "weights", "text": {"source": words, "longest": 16}},
+        "method": {"feature_size": 3, "window": 3, "heads": (1, 2, 3, 6)},
+        "weights": str(saved(tmp_path, reference())),
+        "optim": {"max_steps": 2, "batch_size": 2},
+        "data": {"workers": 0},
+        "engine": {"device": "cpu", "threads": 1, "preview_minutes": 0},
+    }
+    run: RunConfig = finetune_config("text_classification", "tiny", tmp_path / "data", "mg3d", changes)
+    started = RunDirectory.create(tmp_path / "run", run)
+    assert execute(started) == 0, started.error()
+    shutil.rmtree(tmp_path / "text")
+    own: Any = load_model(started.path).module
+    name = "encoder.layer.1.output.dense.weight"
+    assert torch.equal(own.text_transformer.state_dict()[name], reference()[f"language_encoder.{name}"])
+    assert run.task is not None
+    find: Any = task("text_classification")
+    with pytest.raises(ConfigError, match="the run starts from none"):
+        find.check(run.updated({"weights": ""}), cases)
+    with pytest.raises(ConfigError, match="no vocabulary and settings"):
+        build_network(run.updated({"task": {"text": {"source": ""}}}), method("mg3d"), find)
+    other = run.updated({"task": {"text": {"source": vocabulary(tmp_path / "deep", num_hidden_layers=3)}}})
+    with pytest.raises(WeightsError, match=r"encoder\.layer\.2.* differs"):
+        build_network(other, method("mg3d"), find)
+    again = run.updated({"weights": str(started.path), "task": {"text": {"source": str(started.path)}}})
+    with pytest.raises(WeightsError, match="holds no text model"):  # a classifier is no pre-training
+        build_network(again, method("mg3d"), find)
 
 
 def test_bad_files_get_a_sentence(tmp_path: Path) -> None:

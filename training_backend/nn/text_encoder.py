@@ -163,12 +163,17 @@ def _settings(config: Any) -> str:
 def described(config: TextConfig) -> TextConfig:
     """`config` with the architecture and tokeniser of its source, whose weights are neither needed nor read.
 
+    The source may be a run or model of ours too, whose card has both.
+
     Raises:
         ConfigError: ``transformers`` is not installed.
         WeightsError: the source has no settings or no vocabulary, or is not there.
     """
     if config.architecture and config.tokeniser:
         return config
+    card = Path(config.source).expanduser() / "card.json"
+    if card.is_file():
+        return config.updated(_of_card(card))
     transformers = _transformers()
     where = _place(config, weights=False)
     with _named(config, "vocabulary and settings"):
@@ -177,6 +182,19 @@ def described(config: TextConfig) -> TextConfig:
     return config.updated(
         {"architecture": _settings(settings), "tokeniser": tokeniser.backend_tokenizer.to_str()},
     )
+
+
+def _of_card(card: Path) -> dict[str, str]:
+    """Architecture and tokeniser of the text model that a model of ours holds."""
+    try:
+        told = json.loads(card.read_text(encoding="utf-8"))["config"]
+        texts = [(told.get(part) or {}).get("text") or {} for part in ("task", "method")]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{card} does not describe a model.", "Choose another run.") from error
+    for text in texts:
+        if text.get("architecture") and text.get("tokeniser"):
+            return {"architecture": text["architecture"], "tokeniser": text["tokeniser"]}
+    raise WeightsError(f"{card.parent} holds no text model.", "Choose a run of mg3d.")
 
 
 def _from_source(config: TextConfig) -> tuple[nn.Module, Tokeniser]:

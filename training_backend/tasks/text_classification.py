@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from training_backend.config import RunConfig
+    from training_backend.data.manifest import CaseRecord
     from training_backend.methods.base import Encoder
     from training_backend.nn.medcoss_downstream import SentenceHead
     from training_backend.nn.medcoss_words import Words
@@ -40,12 +41,13 @@ class TextClassificationConfig(AnswersConfig):
     """binary: one yes or no. multilabel: several, independent. multiclass: exactly one of several classes."""
     classes: int = Field(2, ge=1)
     """Outputs: 1 for binary, the number of labels for multilabel, of classes for multiclass."""
-    reader: Literal["encoder", "text", "phrases"] = "encoder"
+    reader: Literal["encoder", "text", "weights", "phrases"] = "encoder"
     """What reads a text. encoder: that of the method, which must be medcoss. text: a text model (`text`), whatever the
-    method. phrases: runs of one and two words, where one sentence that says so is enough for a class; learns from a few
-    hundred reports, and knows nothing else."""
+    method. weights: the text model in the weights that the run starts from, those of MG-3D, of which `text.source` (a
+    folder, a hub name, or the run itself) gives vocabulary and settings alone. phrases: runs of one and two words,
+    where one sentence that says so is enough for a class; learns from a few hundred reports, and knows nothing else."""
     text: TextConfig = Field(TextConfig(longest=512), json_schema_extra=ui(advanced=True))
-    """With the reader text: which one."""
+    """With the readers text and weights: which one."""
     level: Level = Field("sentence", json_schema_extra=ui(advanced=True))
     """With phrases: what counts as a sentence."""
     least_count: int = Field(3, ge=1, json_schema_extra=ui(advanced=True))
@@ -113,6 +115,8 @@ def _reader(run: RunConfig, encoder: Encoder) -> nn.Module:
     from training_backend.nn.text_readers import ModelReader, PhraseReader, known_phrases
 
     config = _config(run)
+    if config.reader == "weights":
+        return _reader_of_weights(run, encoder)
     if config.reader == "text":
         ready = bool(config.text.source or config.text.architecture)
         text, tokeniser = text_model(config.text, () if ready else training_reports(run))
@@ -126,6 +130,36 @@ def _reader(run: RunConfig, encoder: Encoder) -> nn.Module:
             "Add texts to the dataset, or lower task.least_count.",
         )
     return PhraseReader(encoder, phrases, config.classes, config.level)
+
+
+def _reader_of_weights(run: RunConfig, encoder: Encoder) -> nn.Module:
+    """A text model without its weights, which come with those that the run starts from."""
+    from training_backend.errors import ConfigError
+    from training_backend.nn.text_encoder import described, text_model
+    from training_backend.nn.text_readers import ModelReader
+
+    config = _config(run)
+    if not (config.text.source or config.text.architecture):
+        raise ConfigError(
+            "Weights hold no vocabulary and settings of their text model.",
+            "Name them with task.text.source: a folder, StanfordAIMI/RadBERT as published, or the run itself.",
+        )
+    text, tokeniser = text_model(described(config.text))
+    network = ModelReader(encoder, text, tokeniser, config.classes, freeze=config.text.freeze)
+    network.__dict__["text_of_weights"] = text  # a second name, not a second part
+    return network
+
+
+def check(run: RunConfig, cases: Sequence[CaseRecord]) -> None:
+    """Refuse targets that the task has no place for, and a text model that no weights bring."""
+    from training_backend.errors import ConfigError
+
+    check_targets(run, cases)
+    if _config(run).reader == "weights" and not run.weights:
+        raise ConfigError(
+            "The text model is to be that of the weights, but the run starts from none.",
+            "Give --weights, or set task.reader to text or phrases.",
+        )
 
 
 def training_step(network: nn.Module, batch: Batch, generator: torch.Generator) -> StepOutput:
@@ -168,7 +202,7 @@ def contained(network: nn.Module, run: RunConfig) -> RunConfig:
     reader: Any = network
     if _config(run).reader == "phrases":
         return run.updated({"task": {"phrases": reader.phrases}})
-    if _config(run).reader == "text":
+    if _config(run).reader in ("text", "weights"):
         from training_backend.nn.text_encoder import architecture
 
         text = {"architecture": architecture(reader.text_transformer), "tokeniser": reader.tokeniser.to_json()}
@@ -202,7 +236,7 @@ TASK = Task(
     predict=predict,
     evaluate=evaluate,
     layer_id=layer_id,
-    check=check_targets,
+    check=check,
     contained=contained,
     predict_texts=predict_texts,
 )

@@ -99,6 +99,7 @@ class Family:
         authored: key of the file ("" for a flat one) and tensors under it as the authors write them, from tensors by
             canonical name, their kind and configuration, or None for a head that the authors do not have; none at all
             where their names are ours.
+        text: what begins the names of a text model in the files, "" where they have none.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Family:
     asked: Callable[[set[str], Mapping[str, Any], RunConfig], set[str]] = lambda names, tensors, config: names
     conflict: Callable[[RunConfig, RunConfig], str] = lambda old, new: ""
     authored: Callable[[Mapping[str, Tensor], str, RunConfig], tuple[str, dict[str, Tensor]] | None] | None = None
+    text: str = ""
 
     def named(self, tensors: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
         """`tensors` by canonical name, or a `WeightsError` if two of them would be the same."""

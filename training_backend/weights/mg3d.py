@@ -224,4 +224,5 @@ FAMILY = Family(
     fit=fit,
     conflict=conflict,
     authored=authored,
+    text=LANGUAGE,
 )

@@ -53,7 +53,37 @@ def init_from(
     whole = bool(getattr(module, "starts_whole", config.task is None))
     if network is not None and _goes_on(found, config):
         module, whole = network, True
-    return transfer(module, found, config, encoder_only=not whole)
+    reader = getattr(network, "text_of_weights", None)
+    text = {} if reader is None else _text_model(reader, found)
+    report = transfer(module, found, config, encoder_only=not whole)
+    if reader is not None:
+        reader.load_state_dict(text, strict=False)
+    return report
+
+
+def _text_model(reader: nn.Module, source: Source) -> dict[str, Tensor]:
+    """Weights of a text model, all but those that nothing reads.
+
+    Raises:
+        WeightsError: the source has none, or another one.
+    """
+    begin = source.family.text
+    given = {name.removeprefix(begin): tensor for name, tensor in source.tensors.items() if name.startswith(begin)}
+    if not begin or not given:
+        raise WeightsError(
+            f"{source.name} holds no text model.",
+            "Choose weights of MG-3D's pre-training, or set task.reader to text or phrases.",
+        )
+    own = {name: tensor for name, tensor in reader.state_dict().items() if not name.startswith("pooler.")}
+    lacking = [name for name in own if name not in given and not name.endswith("position_ids")]
+    other = [name for name in own if name in given and given[name].shape != own[name].shape]
+    deeper = [name for name in given if name.startswith("encoder.layer.") and name not in own]
+    if wrong := [*lacking, *other, *deeper]:
+        raise WeightsError(
+            f"The text model of {source.name} is another one than task.text.source says: {wrong[0]} differs.",
+            "Name the text model that the weights were trained with.",
+        )
+    return {name: given[name] for name in own if name in given}
 
 
 def _goes_on(source: Source, config: RunConfig) -> bool:
