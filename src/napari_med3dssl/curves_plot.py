@@ -72,7 +72,7 @@ class CurvesPlot(QWidget):
             top.addWidget(widget)
         top.addStretch(1)
         layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setContentsMargins(0, 0, 0, 4)
         layout.setSpacing(2)
         layout.addLayout(top)
         layout.addWidget(self.legend)

@@ -133,7 +133,7 @@ class RunsCompareDialog(QDialog):
         self.bar = QProgressBar()
         self.bar.setAccessibleName("Progress")
         self.bar.setRange(0, 100)
-        self.bar.setMaximumWidth(260)
+        self.bar.setFixedWidth(280)
         self.cancel_button = button("Cancel", self.cancel)
         choices = QHBoxLayout()
         choices.setContentsMargins(0, 0, 0, 0)
@@ -236,7 +236,7 @@ class RunsCompareDialog(QDialog):
         chosen = "" if found["structure"] == "mean" else found["structure"]
         structures = found["structures"] if len(found["structures"]) > 1 else []
         _offer(self.structure, [(MEAN, ""), *((name, name) for name in structures)], chosen)
-        what = f"{metric['title']} [95 %]" if metric else NO_SCORES
+        what = f"Mean {metric['title']} [95 %]" if metric else NO_SCORES
         heads = ["Run", "Method", "Task", "Preset", "Dataset", "State", "Step", "Best", "Cases", what]
         rows = [
             [
@@ -271,6 +271,7 @@ class RunsCompareDialog(QDialog):
         rows = [[case, structure, *map(_number, values)] for case, structure, *values in found["cases"][1:]]
         _fill(self.cases, ["Case", "Structure", *names], rows)
         _either(self.cases, self.cases_text)
+        self._busy(False)  # there is something to save, and to choose from
         self.notice.clear()
         if found["notes"]:
             self.notice.say("warning", "\n".join(found["notes"]))

@@ -272,8 +272,13 @@ def test_the_page_needs_nothing_else_and_tells_the_same_numbers(runs, tmp_path):
 
 
 def test_pictures_show_truth_and_masks_where_they_are(runs):
-    drawn, problems = draw_cases(compare_runs(paths(runs[:2])))
+    found = compare_runs(paths(runs[:2]))
+    drawn, problems = draw_cases(found)
     assert problems == []
+    near = found.runs[1].values
+    assert [case.case for case in drawn][::2] == [min(near, key=near.get), max(near, key=near.get)]
+    far = compare_runs(paths(runs[:2]), "hd95_mm")
+    assert draw_cases(far)[0][0].case == max(far.runs[1].values, key=far.runs[1].values.get)  # most millimetres
     for case in drawn:
         assert list(case.pictures) == ["truth", "exact", "near"]
         truth, exact, near = (np.asarray(Image.open(io.BytesIO(data))) for data in case.pictures.values())

@@ -124,6 +124,10 @@ def test_two_trained_runs_are_marked_compared_and_written(
     press(qtbot, shown.compare_button)
     dialog = opened(shown)
     wait(lambda: ready(dialog), what=lambda: dialog.notice.text)
+    assert dialog.metric.isEnabled()
+    assert dialog.structure.isEnabled()
+    assert dialog.csv_button.isEnabled()
+    assert not dialog.bar.isVisible()
     expected = compare_runs(trained)
     rows = texts(dialog.table)
     assert [row[0] for row in rows] == ["slow", "fast"]

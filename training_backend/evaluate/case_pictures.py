@@ -34,10 +34,17 @@ class CasePicture:
     pictures: Mapping[str, bytes]
 
 
-def typical_cases(scores: Sequence[Mapping[str, float]], count: int = SHOWN) -> list[str]:
-    """Cases that all runs scored, evenly spread from the lowest mean over the runs to the highest."""
+def typical_cases(scores: Sequence[Mapping[str, float]], *, higher: bool, count: int = SHOWN) -> list[str]:
+    """Cases that all runs scored, evenly spread from the worst mean over the runs to the best.
+
+    Args:
+        scores: value by case, of each run.
+        higher: whether more is better.
+        count: how many at most.
+    """
     shared = set.intersection(*(set(values) for values in scores)) if scores else set()
-    ordered = sorted(shared, key=lambda case: (sum(values[case] for values in scores), case))
+    sign = 1 if higher else -1
+    ordered = sorted(shared, key=lambda case: (sign * sum(values[case] for values in scores), case))
     if len(ordered) <= count:
         return ordered
     return [ordered[round(place)] for place in np.linspace(0, len(ordered) - 1, count)]

@@ -63,7 +63,8 @@ def draw_cases(comparison: RunComparison, progress: Progress | None = None) -> t
         for run in comparison.runs
         if run.values and (run.folder / "predictions" / LABELS).is_file()
     }
-    cases = typical_cases([run.values for run in comparison.runs if run.label in runs])
+    higher = comparison.metric is None or comparison.metric.higher
+    cases = typical_cases([run.values for run in comparison.runs if run.label in runs], higher=higher)
     drawn, problems = [], []
     for done, case in enumerate(cases):
         if progress is not None:
@@ -169,7 +170,8 @@ def _pictures(comparison: RunComparison, pictures: Sequence[CasePicture]) -> str
                 "</figcaption></figure>"
             )
         rows.append(f"<h3>{_safe(drawn.case)}, slice {drawn.slice}</h3><div class='pictures'>{''.join(figures)}</div>")
-    return _section("Cases from the worst to the best", "".join(rows)) if rows else ""
+    told = "<p class='small'>Axial slices through the middle of the true structures; the patient's left is right.</p>"
+    return _section("Some cases, the worst first", told + "".join(rows)) if rows else ""
 
 
 def _cases(comparison: RunComparison) -> str:

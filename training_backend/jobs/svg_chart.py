@@ -67,7 +67,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers from `low` to `high`."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= 0.7 * raw)
     first = math.ceil(low / step - 1e-9)
     return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
