@@ -132,8 +132,9 @@ def runs_compare(
 
     if not 0 <= smoothing < 1:
         raise ConfigError(f"Smoothing lies between 0 and below 1, found {smoothing:g}.", "Try 0.9.")
-    for path in filter(None, (csv, pairs_csv, cases_csv, html)):
-        run_compare.check_target(path)
+    for target in (csv, pairs_csv, cases_csv, html):
+        if target is not None:
+            run_compare.check_target(target)
     bar = progress_bar("compare")
     found = run_compare.compare_runs(list(runs), metric, structure, seed=seed, progress=lambda share, _: bar(share))
     for path, text in ((csv, found.runs_csv()), (pairs_csv, found.pairs_csv()), (cases_csv, found.cases_csv())):

@@ -77,10 +77,9 @@ def compare_two(
         return Pair(first, second, 0, math.nan, math.nan, nothing, note="No case was scored by both.")
     change = np.round(both[:, 1] - both[:, 0], DECIMALS)
     p, note = signed_rank(change.tolist())
-    means = both.mean(axis=0)
-    return Pair(
-        first, second, len(both), *(float(n) for n in means), bootstrap_mean(change.tolist(), seed=seed), p, note=note
-    )
+    first_mean, second_mean = (float(mean) for mean in both.mean(axis=0))
+    difference = bootstrap_mean(change.tolist(), seed=seed)
+    return Pair(first, second, len(both), first_mean, second_mean, difference, p, note=note)
 
 
 def signed_rank(changes: Sequence[float]) -> tuple[float | None, str]:
