@@ -65,16 +65,21 @@ def check_pretraining(case: Case) -> None:
     for patient, present in enumerate(reports.present):
         actual[f"sen_wise_image_feats_{patient}"] = wholes.sentences[patient, present][None]
         actual[f"uni_sen_feats_{patient}"] = said.alone[patient, present][None]
-    for name, value in actual.items():
-        case.compare(name, value)
+    assert {"loss_total", "loss_sen_mlm", "loss_mim", "loss_local_itc"} <= set(case.arrays)
+    for name in set(actual) & set(case.arrays):  # of a single patient the reference has no comparison of patients
+        case.compare(name, actual[name])
     _check_gradients(case, network)
 
 
 def _check_gradients(case: Case, network: Mg3d) -> None:
-    """Every parameter that learns in the reference learns here, and no other; with gradients of the same size."""
+    """Every parameter that learns in the reference learns here, and no other; with gradients of the same size.
+
+    What the reference leaves out for a single patient has gradients of zero here.
+    """
     found = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
     names = [str(name) for name in case.arrays["gradnorm_names"]]
-    assert set(names) == set(found)
+    assert set(names) <= set(found)
+    assert not [name for name in set(found) - set(names) if found[name].any()]
     case.compare("gradnorm_values", torch.stack([found[name].norm() for name in names]))
     for name in case.arrays:
         if name.startswith("grad__"):
