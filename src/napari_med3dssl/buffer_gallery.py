@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyqtgraph as pg
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import (
@@ -25,7 +23,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_med3dssl import _work
-from napari_med3dssl._plot import plot_widget, take_theme
+from napari_med3dssl._plot import take_theme
 from napari_med3dssl._widgets import Notice, button, button_row, combo, wrapping
 from napari_med3dssl.buffer_files import (
     SHOWN,
@@ -39,11 +37,14 @@ from napari_med3dssl.buffer_files import (
     thumbnails,
 )
 from napari_med3dssl.forgetting_plot import INKS, legend_entry
-from napari_med3dssl.results import centre_slices, replace_layers
+from napari_med3dssl.point_cloud import PointPlot
+from napari_med3dssl.results import show_alone
 from training_backend.data.rehearsal import Buffer
 
 SHOWN_GROUPS = 12
 """Entries of the legend of a map."""
+FAINT = 0x6E
+"""Opacity of cases that are no members."""
 STAGES_DIFFER = "Features of each modality are those of the encoder at the end of its own stage."
 
 
@@ -115,7 +116,7 @@ class BufferGallery(QWidget):
 
 
 class FeaturePlot(QWidget):
-    """Cases of all modalities on the two principal axes of their features; members of buffers are large."""
+    """Cases of all modalities on the two principal axes of their features; members of buffers are framed."""
 
     wanted = Signal(str, str)
     """Modality and case that were clicked; the case is empty where its name is not known."""
@@ -130,17 +131,20 @@ class FeaturePlot(QWidget):
         self.which.setToolTip("One modality alone is coloured by its clusters.")
         self.which.currentIndexChanged.connect(self._look)
         self.notice = Notice()
-        self.plot = plot_widget("Features of all modalities on their principal axes")
-        self.plot.setAspectLocked(True)
+        self.plot = PointPlot("Features of all modalities on their principal axes")
+        self.plot.setParent(self)
+        self.plot.widget.setAspectLocked(True)
+        self.plot.clicked.connect(self._clicked)
         self.legend = QLabel()
         self.legend.setWordWrap(True)
         self.text = wrapping("")
-        self.scatters: dict[tuple[str, bool], Any] = {}
+        self.points: list[tuple[str, str]] = []
+        """Modality and case of each point that is drawn; the case is empty where its name is not known."""
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.which)
         column.addWidget(self.legend)
-        column.addWidget(self.plot, 1)
+        column.addWidget(self.plot.widget, 1)
         column.addWidget(self.text)
         column.addWidget(self.notice)
         viewer.events.theme.connect(self.follow_theme)
@@ -164,8 +168,8 @@ class FeaturePlot(QWidget):
         first, second = found.explained
         several = f" {STAGES_DIFFER}" if len({one.modality for one in groups}) > 1 else ""
         self.text.setText(
-            f"{cases} cases, {members} of them members (large). The axes explain {first:.0%} and {second:.0%} of the "
-            f"variance.{several} Click a large point to open it."
+            f"{cases} cases, {members} of them members (framed). The axes explain {first:.0%} and {second:.0%} of the "
+            f"variance.{several} Click a framed point to open it."
         )
         self._draw()
 
@@ -177,42 +181,28 @@ class FeaturePlot(QWidget):
 
     def follow_theme(self, event: Any = None) -> None:
         """Take background and colours from the viewer's theme."""
-        self._light = take_theme(self.plot, self._viewer)
+        self._light = take_theme(self.plot.widget, self._viewer)
         self._draw()
 
     def _draw(self) -> None:
-        self.plot.clear()
-        self.scatters = {}
         if self.found is None:
             return
-        legend = []
-        for number, (name, group) in enumerate(self.found.groups.items()):
-            ink, symbol = INKS[number % len(INKS)][int(self._light)], INKS[number % len(INKS)][2]
-            legend.append(legend_entry(number, name, light=self._light))
-            for member in (False, True):
-                rows = np.flatnonzero(group.chosen == member)
-                faint = pg.mkColor(ink)
-                faint.setAlpha(255 if member else 110)
-                scatter = pg.ScatterPlotItem(
-                    x=group.places[rows, 0],
-                    y=group.places[rows, 1],
-                    data=[(group.modality, group.cases[int(row)]) for row in rows],
-                    symbol=symbol,
-                    size=13 if member else 6,
-                    brush=faint,
-                    pen=pg.mkPen("k" if self._light else "w", width=1.5) if member else None,
-                )
-                scatter.setZValue(10 if member else 0)
-                scatter.sigClicked.connect(self._clicked)
-                self.plot.addItem(scatter)
-                self.scatters[name, member] = scatter
-        self.plot.autoRange()
+        groups = self.found.groups
+        self.points = [(group.modality, case) for group in groups.values() for case in group.cases]
+        inks = [(INKS[k % len(INKS)][int(self._light)], INKS[k % len(INKS)][2]) for k in range(len(groups))]
+        chosen = np.concatenate([group.chosen for group in groups.values()])
+        numbers = np.repeat(np.arange(len(groups)), [len(group.places) for group in groups.values()])
+        shades = [*inks, *((f"#{FAINT:02x}{ink[1:]}", symbol) for ink, symbol in inks)]
+        places = np.concatenate([group.places for group in groups.values()])
+        front = "#000000" if self._light else "#ffffff"
+        self.plot.cloud.show_points(places, numbers + np.where(chosen, 0, len(groups)), shades, chosen, front)
+        self.plot.widget.autoRange()
+        legend = [legend_entry(number, name, light=self._light) for number, name in enumerate(groups)]
         self.legend.setText(" &nbsp; ".join(legend[:SHOWN_GROUPS]) + (" …" if len(legend) > SHOWN_GROUPS else ""))
-        self.legend.setAccessibleName(f"Points: {', '.join(list(self.found.groups)[:SHOWN_GROUPS])}")
+        self.legend.setAccessibleName(f"Points: {', '.join(list(groups)[:SHOWN_GROUPS])}")
 
-    def _clicked(self, _scatter: Any, points: Sequence[Any], *_event: Any) -> None:
-        if len(points):
-            self.wanted.emit(*points[0].data())
+    def _clicked(self, row: int) -> None:
+        self.wanted.emit(*self.points[row])
 
 
 class BuffersDialog(QDialog):
@@ -292,18 +282,12 @@ class BuffersDialog(QDialog):
     def _from_map(self, modality: str, case: str) -> None:
         buffer = next(one for one in self.buffers if one.modality == modality)
         if not case:
-            self.notice.say("info", "This case is no member; only members, the large points, can be opened here.")
+            self.notice.say("info", "This case is no member; only members, the framed points, can be opened here.")
             return
         self.open_member(buffer, case)
 
     def _add(self, case: str, layers: list[Any]) -> None:
-        """Show a member alone: scans of different patients lie at different places."""
-        for layer in self._opened:
-            layer.visible = False
-        self._opened = replace_layers(self._viewer, layers)
-        shown = [layer for layer in self._opened if layer.visible]
-        self._viewer.fit_to_view(layers=shown)
-        centre_slices(self._viewer, shown)
+        self._opened = show_alone(self._viewer, layers, self._opened)
         self.notice.say("ok", f"{case} is open in the viewer.")
 
     def _tell(self, text: str) -> None:

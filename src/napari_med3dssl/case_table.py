@@ -58,7 +58,7 @@ class Row:
             voxels = "×".join(map(str, image.shape)) if image.shape else "?"
             spacing = in_mm(image.spacing_mm) if image.spacing_mm else "?"
         target = "" if self.case.target is None else ", ".join(f"{value:g}" for value in self.case.target)
-        label = "voxels" if self.case.label is not None else target or "none"
+        label = "mask" if self.case.label is not None else f"value {target}" if target else "none"
         split = "excluded" if self.case.excluded else "drawn" if self.split_drawn else self.case.split
         return (self.sign, self.case.id, voxels, spacing, label, split)
 
@@ -124,6 +124,6 @@ class CaseTable(QTableWidget):
 
 
 def in_mm(spacing: Sequence[float]) -> str:
-    """``0.625`` for cubes, ``5×0.7×0.7`` for all others."""
-    texts = [f"{mm:.3g}" for mm in spacing]
-    return texts[0] if len(set(texts)) == 1 else "×".join(texts)
+    """``0.625`` for cubes, ``5×0.7×0.7`` for all others, whose numbers are shorter so that they fit."""
+    exact, short = ([f"{mm:.{digits}g}" for mm in spacing] for digits in (3, 2))
+    return exact[0] if len(set(exact)) == 1 else "×".join(short)

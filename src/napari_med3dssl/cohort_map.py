@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
+    QComboBox,
     QDialog,
     QFileDialog,
     QFormLayout,
@@ -28,14 +30,18 @@ from napari_med3dssl._widgets import Notice, Section, button, button_row, combo,
 from napari_med3dssl.buffer_files import SIDE
 from napari_med3dssl.buffer_gallery import SHOWN_GROUPS, pixmap_of
 from napari_med3dssl.cohort_files import ALONE, EMPTY_LASSO, PCA, UMAP, Cohort, Point
+from napari_med3dssl.data_panel import SPLITS
 from napari_med3dssl.forgetting_plot import INKS, legend_entry
 from napari_med3dssl.point_cloud import PointPlot
-from napari_med3dssl.results import centre_slices, replace_layers
+from napari_med3dssl.results import show_alone
 from training_backend.jobs.sources import run_sources
 
 if TYPE_CHECKING:
     from napari_med3dssl.explore import ExplorePanel
 
+NO_UMAP = "UMAP is not installed: pip install 'napari-med3dssl[umap]'. The principal axes are shown."
+FEWEST = 4
+TOO_FEW = f"UMAP needs at least {FEWEST} points. The principal axes are shown."
 NEEDS_DATASET = "Choose a dataset in the Data tab first."
 NEEDS_MODEL = "Choose a model first: its features place the cases."
 SCORED, BUFFERED = "Dice of a run…", "rehearsal buffer…"
@@ -88,7 +94,7 @@ class CohortMap(QDialog):
         self._hovered = -1
         self._pictures: dict[Point, Any] = {}
         self._opened: list[Any] = []
-        self._undo: list[Point] = []
+        self._undo: list[cohort_files.Done] = []
         self._runs: dict[str, str] = {}
         self._build()
         self._viewer.events.theme.connect(self.follow_theme)
@@ -127,7 +133,12 @@ class CohortMap(QDialog):
         self.lasso_button.setCheckable(True)
         self.list_button = button("Save list…", self.save_list, "Ids of the chosen cases, for data.only of a run.")
         self.exclude_button = button("Exclude", self.exclude, "Leave the chosen cases out of their dataset.")
-        self.undo_button = button("Undo", self.undo, "Take the cases that were excluded last in again.")
+        self.split = combo("Split of the chosen cases")
+        self.split.addItems(["Move to…", *SPLITS])
+        self.split.setToolTip("Train, validate or test on the chosen cases, or leave them unlabelled.")
+        self.split.activated.connect(self._on_split)
+        self.class_button = button("Class…", self.ask_class, "Give the chosen cases a class that a model can learn.")
+        self.undo_button = button("Undo", self.undo, "Take back what was done last with chosen cases.")
         self.name_button = button("Name group…", self.name_group, "Give the chosen cases a common name.")
         rows = QFormLayout()
         rows.addRow("Datasets", self.sets)
@@ -145,9 +156,8 @@ class CohortMap(QDialog):
             column.addWidget(widget)
         column.addWidget(self.plot.widget, 1)
         column.addLayout(below)
-        column.addWidget(
-            button_row(self.lasso_button, self.list_button, self.exclude_button, self.undo_button, self.name_button)
-        )
+        buttons = (self.split, self.class_button, self.name_button, self.list_button, self.exclude_button)
+        column.addWidget(button_row(self.lasso_button, *buttons, self.undo_button))
 
     def compute(self) -> None:
         """Have the model process place the cases."""
@@ -164,12 +174,18 @@ class CohortMap(QDialog):
         self._ask(work, self.show_cohort)
 
     def _ask(self, work: Callable[..., Any], done: Callable[[Any], object]) -> None:
+        def stay(kind: str, sentence: str) -> None:
+            self.notice.say(kind, sentence)
+            if self.cohort is not None and self.axes.currentText() not in self.cohort.places:
+                self.axes.setCurrentText(PCA)  # what is drawn
+
+        self.bar.setRange(0, 100)
         self._job = _work.start(
             self,
             work,
             done=done,
-            failed=lambda sentence: self.notice.say("error", sentence),
-            cancelled=lambda: self.notice.say("info", "Cancelled; the map is as it was."),
+            failed=lambda sentence: stay("error", sentence),
+            cancelled=lambda: stay("info", "Cancelled; the map is as it was."),
             progressed=lambda share, _: self.bar.setValue(round(100 * share)),
             ended=self._ended,
         )
@@ -195,12 +211,8 @@ class CohortMap(QDialog):
         """Draw a map."""
         self.cohort, self.chosen = cohort, np.zeros(len(cohort.points), bool)
         self._hovered = -1
-        axes = list(dict.fromkeys([*cohort.places, *([UMAP] if cohort.umap else [])]))
-        for box, texts in ((self.axes, axes), (self.colour, [*cohort.traits, SCORED, BUFFERED])):
-            box.blockSignals(True)
-            box.clear()
-            box.addItems(texts)
-            box.blockSignals(False)
+        _offer(self.axes, list(dict.fromkeys([*cohort.places, UMAP])))
+        _offer(self.colour, [*cohort.traits, SCORED, BUFFERED])
         self._list_found()
         first, second = cohort.explained
         said = f"{len(cohort.points)} points; the principal axes explain {first:.0%} and {second:.0%} of the variance."
@@ -220,13 +232,15 @@ class CohortMap(QDialog):
             return
         trait = self.colour.currentText()
         texts = cohort.traits.get(trait) or cohort.traits["modality"]
-        names, groups = np.unique(np.asarray(texts, dtype=str), return_inverse=True)
+        names = sorted(set(texts), key=_by_numbers)
+        numbers = {name: number for number, name in enumerate(names)}
+        groups = np.array([numbers[text] for text in texts], np.int64)
         shades = [(INKS[k % len(INKS)][int(self._light)], INKS[k % len(INKS)][2]) for k in range(len(names))]
         places = cohort.places.get(self.axes.currentText(), cohort.places[PCA])
         self.plot.cloud.show_points(places, groups, shades, self.chosen, "#000000" if self._light else "#ffffff")
-        legend = [legend_entry(k, str(name), light=self._light) for k, name in enumerate(names[:SHOWN_GROUPS])]
+        legend = [legend_entry(k, name, light=self._light) for k, name in enumerate(names[:SHOWN_GROUPS])]
         self.legend.setText(" &nbsp; ".join(legend) + (" …" if len(names) > SHOWN_GROUPS else ""))
-        self.legend.setAccessibleName(f"Points: {', '.join(str(name) for name in names[:SHOWN_GROUPS])}")
+        self.legend.setAccessibleName(f"Points: {', '.join(names[:SHOWN_GROUPS])}")
         if fit:
             self.plot.widget.autoRange()
 
@@ -236,7 +250,9 @@ class CohortMap(QDialog):
             self.notice.say("info", EMPTY_LASSO)
             return
         self.chosen = caught
-        self.notice.say("info", f"{int(caught.sum())} points chosen: save them as a list, exclude or name them.")
+        self.notice.say(
+            "info", f"{int(caught.sum())} points chosen: give them a split, a class or a name, save or exclude them."
+        )
         self.draw()
         self._refresh()
 
@@ -250,7 +266,7 @@ class CohortMap(QDialog):
             cohort_files.layers_of,
             point,
             done=lambda layers: self._add(point.case, layers),
-            failed=lambda sentence: self.notice.say("error", sentence),
+            failed=self._complain,
         )
 
     def save_list(self) -> None:
@@ -261,24 +277,30 @@ class CohortMap(QDialog):
 
     def write_list(self, path: Path) -> None:
         """Write the ids of the chosen cases."""
-        self._do(
-            cohort_files.write_list, path, said=lambda count: f"{count} cases in {path.name}; use it as data.only."
-        )
+        said = lambda count: self.notice.say("ok", f"{count} cases in {path.name}; use it as data.only.")  # noqa: E731
+        _work.start(self, cohort_files.write_list, self._picked(), path, done=said, failed=self._complain)
 
     def exclude(self) -> None:
         """Leave the chosen cases out of their datasets."""
-        points = self._picked()
+        said = "{} excluded from training; Undo takes them in again."
+        self._decide(cohort_files.exclude, said=said, shown="split")
 
-        def said(count: int) -> str:
-            self._undo = points
-            return f"{count} cases are excluded from training; Undo takes them in again."
+    def move(self, split: str) -> None:
+        """Give the chosen cases a split."""
+        self._decide(cohort_files.move, split, said=f"{{}} moved to {split}.", shown="split")
 
-        self._do(cohort_files.exclude, said=said)
+    def ask_class(self) -> None:
+        """Ask for a class, and give it to the chosen cases."""
+        names = cohort_files.known_classes(self._picked())
+        text = "Class of the chosen cases (choose or type one; empty takes it away)"
+        name, agreed = QInputDialog.getItem(self, "Class", text, ["", *names], 0, True)
+        if agreed:
+            self.give_class(name.strip())
 
-    def undo(self) -> None:
-        """Take the cases in again that were excluded last."""
-        points, self._undo = self._undo, []
-        self._do(cohort_files.exclude, False, said=lambda count: f"{count} cases are used again.", points=points)
+    def give_class(self, name: str) -> None:
+        """Give the chosen cases a class, the target of a classification."""
+        said = f"{{}} of class {name!r} now; Fine-tune › classification learns it." if name else "{} without class now."
+        self._decide(cohort_files.classify, name, said=said, shown="class")
 
     def name_group(self) -> None:
         """Ask for a name, and give it to the chosen cases."""
@@ -288,16 +310,15 @@ class CohortMap(QDialog):
 
     def give_name(self, name: str) -> None:
         """Give the chosen cases a name, kept beside the dataset and as a colour."""
+        count = int(self.chosen.sum())
+        said = f"{count} points are named {name!r}." if name else "They have no group any more."
+        self._decide(cohort_files.name_group, name, said=said, shown="group")
 
-        def said(_: Any) -> str:
-            if self.cohort is not None:
-                for row in np.flatnonzero(self.chosen):
-                    self.cohort.traits["group"][row] = name or "no group"
-                self.colour.setCurrentText("group")
-                self.draw()
-            return f"{int(self.chosen.sum())} points are named {name!r}." if name else "They have no group any more."
-
-        self._do(cohort_files.name_group, name, said=said)
+    def undo(self) -> None:
+        """Take back what was done last with chosen cases."""
+        if self._undo:
+            done = self._undo[-1]
+            self._then(lambda: cohort_files.undo(done), lambda _: self._undo.remove(done), "Taken back.", "")
 
     def follow_theme(self, _event: Any = None) -> None:
         """Take background and colours from the viewer's theme."""
@@ -312,16 +333,43 @@ class CohortMap(QDialog):
     def _picked(self) -> list[Point]:
         return [] if self.cohort is None else [self.cohort.points[row] for row in np.flatnonzero(self.chosen)]
 
-    def _do(self, function: Any, *values: Any, said: Callable[[Any], str], points: list[Point] | None = None) -> None:
-        chosen = self._picked() if points is None else points
+    def _decide(self, function: Any, *values: Any, said: str, shown: str) -> None:
+        """Do something with the chosen cases that can be undone."""
+        points = self._picked()
 
-        def told(result: Any) -> None:
-            self.notice.say("ok", said(result))
+        def keep(done: cohort_files.Done) -> str:
+            self._undo.append(done)
+            return "1 case is" if done.count == 1 else f"{done.count} cases are"
+
+        self._then(lambda: function(points, *values), keep, said, shown)
+
+    def _then(self, work: Callable[[], Any], keep: Callable[[Any], Any], said: str, shown: str) -> None:
+        """Change datasets in a thread, then show what they say now, coloured by `shown`."""
+        cohort = self.cohort
+        assert cohort is not None  # the buttons are off without one
+
+        def finish(found: tuple[Any, dict[str, list[str]]]) -> None:
+            result, traits = found
+            self.notice.say("ok", said.replace("{}", str(keep(result)), 1))
+            cohort.traits.update(traits)
+            chosen = shown or self.colour.currentText()
+            _offer(self.colour, [*cohort.traits, SCORED, BUFFERED])
+            self.colour.setCurrentText(chosen)
+            self.draw()
             self._refresh()
+            if self.state.dataset in self.folders:
+                self.state.dataset_changed.emit(self.state.dataset)
 
-        _work.start(
-            self, function, chosen, *values, done=told, failed=lambda sentence: self.notice.say("error", sentence)
-        )
+        both = lambda: (work(), cohort_files.traits_of(cohort.points))  # noqa: E731
+        _work.start(self, both, done=finish, failed=self._complain)
+
+    def _on_split(self, index: int) -> None:
+        self.split.setCurrentIndex(0)
+        if index > 0:
+            self.move(SPLITS[index - 1])
+
+    def _complain(self, sentence: str) -> None:
+        self.notice.say("error", sentence)
 
     def _on_axes(self) -> None:
         """Show other axes; those of UMAP are computed when they are first wanted."""
@@ -329,7 +377,9 @@ class CohortMap(QDialog):
         if cohort is None or self.axes.currentText() in cohort.places:
             self.draw(fit=True)
             return
-        if self._job is not None:
+        if self._job is not None or not cohort.umap:
+            if self._job is None:
+                self.notice.say("info", TOO_FEW if len(cohort.points) < FEWEST else NO_UMAP)
             self.axes.setCurrentText(PCA)
             return
 
@@ -338,9 +388,10 @@ class CohortMap(QDialog):
             self.notice.clear()
             self.draw(fit=True)
 
-        self.notice.say("busy", "Computing UMAP, which compiles for up to a minute the first time…")
+        self.notice.say("busy", "Computing UMAP, which compiles for about a minute the first time…")
         ask = lambda progress: client.request("cohort_umap", vectors=cohort.vectors, progress=progress)["places"]  # noqa: E731
         self._ask(ask, keep)
+        self.bar.setRange(0, 0)  # it does not say how far it is
 
     def _on_lasso(self) -> None:
         self.plot.lasso(self.lasso_button.isChecked())
@@ -350,9 +401,8 @@ class CohortMap(QDialog):
         if self.cohort is None or wanted not in (SCORED, BUFFERED):
             self.draw()
             return
-        failed = lambda sentence: self.notice.say("error", sentence)  # noqa: E731
         if wanted == SCORED:
-            _work.start(self, run_sources, "finetune", done=self._ask_run, failed=failed)
+            _work.start(self, run_sources, "finetune", done=self._ask_run, failed=self._complain)
             return
         folder = QFileDialog.getExistingDirectory(self, "Folder of a rehearsal buffer")
         if folder:
@@ -378,8 +428,7 @@ class CohortMap(QDialog):
             self.colour.setCurrentText(name)
             self.draw()
 
-        failed = lambda sentence: self.notice.say("error", sentence)  # noqa: E731
-        _work.start(self, function, self.cohort, source, done=keep, failed=failed)
+        _work.start(self, function, self.cohort, source, done=keep, failed=self._complain)
 
     def _on_hover(self, row: int) -> None:
         if row == self._hovered or self.cohort is None:
@@ -444,13 +493,7 @@ class CohortMap(QDialog):
             self.take(caught)
 
     def _add(self, case: str, layers: list[Any]) -> None:
-        """Show a case alone: scans of different patients lie at different places."""
-        for layer in self._opened:
-            layer.visible = False
-        self._opened = replace_layers(self._viewer, layers)
-        shown = [layer for layer in self._opened if layer.visible]
-        self._viewer.fit_to_view(layers=shown)
-        centre_slices(self._viewer, shown)
+        self._opened = show_alone(self._viewer, layers, self._opened)
         self.notice.say("ok", f"{case} is open in the viewer.")
 
     def _ended(self) -> None:
@@ -465,6 +508,19 @@ class CohortMap(QDialog):
         self.compute_button.setEnabled(not busy)
         for widget in (self.axes, self.colour, self.lasso_button):
             widget.setEnabled(self.cohort is not None)
-        for widget in (self.list_button, self.exclude_button, self.name_button):
+        for widget in (self.split, self.class_button, self.list_button, self.exclude_button, self.name_button):
             widget.setEnabled(bool(self.chosen.any()))
         self.undo_button.setEnabled(bool(self._undo))
+
+
+def _by_numbers(text: str) -> list[tuple[int, str]]:
+    """Key that puts "class 2" before "class 10"."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _offer(box: QComboBox, texts: Sequence[str]) -> None:
+    """Entries of a list, without announcing a change."""
+    box.blockSignals(True)
+    box.clear()
+    box.addItems(list(texts))
+    box.blockSignals(False)

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import Qt
+from qtpy.compat import isalive
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QCheckBox, QFormLayout, QListWidget, QListWidgetItem
 
-from napari_med3dssl import _work
-from napari_med3dssl._layers import classes_of, facts_of, geometry_of, volume_of
+from napari_med3dssl import _work, mask_drafts
+from napari_med3dssl._layers import classes_of, facts_of, geometry_of, labels_layer, volume_of
+from napari_med3dssl._scans import contrasts
 from napari_med3dssl._state import dataset_name
 from napari_med3dssl._widgets import Notice, Section, button, button_row, combo, wrapping
 from napari_med3dssl.data_panel import layers_of_case
 from napari_med3dssl.launch_box import launched
-from napari_med3dssl.results import replace_layers
+from napari_med3dssl.predict_box import predicted_layers
+from napari_med3dssl.results import replace_layers, show_alone
 from training_backend.data.dataset import Dataset
 from training_backend.data.manifest import CaseRecord
 from training_backend.data.volume import Geometry, Volume
@@ -27,10 +30,13 @@ if TYPE_CHECKING:
     from napari_med3dssl.explore import ExplorePanel
 
 NO_DATASET = "Choose a dataset in Data first; masks are accepted into it."
+NO_SCAN = "Open a scan first: click a case above, or drop a file on the viewer."
 NO_MASK = "Open or draw a labels layer to accept: a corrected prediction, or strokes."
 ORDERS = {"unsure and unlike": "both", "model is unsure": "uncertainty", "unlike labelled ones": "diversity"}
 PAINTED = {0: 255, 1: 0}
 """What strokes are: nothing is unlabelled, 1 is background; structures follow from 2 on."""
+PAUSE_MS = 1000
+"""How long the brush must rest before the mask is kept on disk."""
 LIST_HEIGHT = 130
 
 
@@ -58,9 +64,16 @@ class LearnSection(Section):
         self._dataset: Dataset | None = None
         self._masks: list[Any] = []
         self._jobs: set[_work.Job] = set()
+        self._asked: _work.Job | None = None
+        self._followed: tuple[Path, Path] | None = None
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(PAUSE_MS)
+        self._timer.timeout.connect(self._keep_draft)
         self._build()
         self._state.follow(self, self._state.dataset_changed, self.reload)
         self._state.follow(self, self._state.model_changed, lambda _: self._refresh())
+        self._state.follow(self, self._state.runs_changed, self._look_at_run)
         events = panel.viewer.layers.events
         for event in (events.inserted, events.removed):
             event.connect(self.offer)
@@ -77,15 +90,20 @@ class LearnSection(Section):
                 self.notice.say("error", str(error))
         self._offer_cases()
         self._offer_classes()
+        self._drop_labelled()
         self.offer()
 
     def offer(self, event: Any = None) -> None:
         """List the label maps that are open."""
         chosen = self._mask
+        for layer in self._masks:
+            layer.events.paint.disconnect(self._on_paint)
         self._masks = [one for one in self.panel.viewer.layers if type(one).__name__ == "Labels" and one.ndim == 3]
         self.mask_box.blockSignals(True)
         self.mask_box.clear()
         self.mask_box.addItems([layer.name for layer in self._masks])
+        for layer in self._masks:
+            layer.events.paint.connect(self._on_paint)
         if chosen in self._masks:
             self.mask_box.setCurrentIndex(self._masks.index(chosen))
         self.mask_box.blockSignals(False)
@@ -100,11 +118,10 @@ class LearnSection(Section):
             return
         client, folder, source = self._state.client, str(self._dataset.folder), self._state.model
         params: dict[str, Any] = {"source": source, "folder": folder, "by": ORDERS[self.by.currentText()], "count": 20}
-        self.notice.say("busy", "Looking at the unlabelled cases…")
-        self._start(
+        self._ask(
             lambda progress: client.request("next_cases", progress=progress, **params),
-            done=lambda values: self._show_next(values["choices"]),
-            progressed=lambda share, text: self.notice.say("busy", f"{text or 'Working'}, {100 * share:.0f} %…"),
+            lambda values: self._show_next(values["choices"]),
+            "Looking at the unlabelled cases",
         )
 
     def open_case(self, id: str) -> None:
@@ -114,7 +131,35 @@ class LearnSection(Section):
         dataset, case = self._dataset, self._dataset.case(id)
         root = dataset.folder / dataset.info.root
         self.notice.say("busy", f"Reading {id}…")
-        self._start(lambda: layers_of_case(case, root, dataset.info.classes), done=lambda made: self._opened(id, made))
+        self._start(
+            lambda: (layers_of_case(case, root, dataset.info.classes), mask_drafts.find(dataset.folder, id)),
+            done=lambda found: self._opened(id, *found),
+        )
+
+    def predict(self) -> None:
+        """Have the model segment the scan above; the label map that comes of it is there to be corrected."""
+        scan, source, client = self.panel.scan, self._state.model, self._state.client
+        if scan is None:
+            self.notice.say("info", NO_SCAN)
+            return
+        try:
+            volumes = [volume_of(each) for each in contrasts(self.panel.viewer, scan)]
+        except Med3dError as error:
+            self.notice.say("error", str(error))
+            return
+        params: dict[str, Any] = {"source": source, "volumes": volumes, "probabilities": False}
+        name, run = scan.name, Path(source).name
+        self._ask(
+            lambda progress: client.request("predict", progress=progress, **params),
+            lambda values: self._predicted(predicted_layers(name, run, values)),
+            f"Predicting {name}",
+        )
+
+    def cancel(self) -> None:
+        """Stop what the model process does for this section."""
+        if self._asked is not None:
+            self._asked.stop()
+            self._state.client.cancel()
 
     def accept(self) -> None:
         """Make the chosen mask the label map of the chosen case; asks where its voxels lie if the layer cannot tell."""
@@ -149,10 +194,10 @@ class LearnSection(Section):
         """Start a run like that of the model, from its best weights, on all cases that have a label map by now."""
         if self._dataset is None:
             return
-        from training_backend.jobs.learn import continued
+        from training_backend.jobs.learn import continued, next_name
 
         former, folder = Path(self._state.model), self._dataset.folder
-        self._start(lambda: launched(continued(former, folder), "", False), done=self._launched)
+        self._start(lambda: launched(continued(former, folder), next_name(former), False), done=self._launched)
 
     @property
     def _mask(self) -> Any | None:
@@ -174,12 +219,14 @@ class LearnSection(Section):
         self.list.itemClicked.connect(self._open_item)
         self.list.itemActivated.connect(self._open_item)
         self.list.hide()
+        self.predict_button = button("Predict", self.predict, "Have the model segment the scan above; correct that.")
+        self.cancel_button = button("Cancel", self.cancel, "Stop the model; nothing is changed.")
         self.mask_box, self.case_box = combo("Mask"), combo("Case")
         self.mask_box.setToolTip("Labels layer to accept.")
         self.mask_box.currentIndexChanged.connect(self._on_mask)
         self.case_box.setToolTip("Case of the dataset that the mask belongs to.")
         self.case_box.currentIndexChanged.connect(self._refresh)
-        self.painted = QCheckBox("0 is unlabelled, 1 background")
+        self.painted = QCheckBox("Strokes: 0 is unlabelled, 1 background")
         self.painted.setToolTip("For strokes: only what was painted is learnt from; structures follow from 2 on.")
         self.classes = QListWidget()
         self.classes.setAccessibleName("Classes that were looked for")
@@ -189,7 +236,6 @@ class LearnSection(Section):
         self.train_button = button("Continue from best", self.train_on, "Fine-tune on with all accepted masks.")
         self.notice = Notice()
         above, below = _form(), _form()
-        above.addRow(self.told)
         above.addRow("Next by", self.by)
         above.addRow(button_row(self.next_button))
         below.addRow("Mask", self.mask_box)
@@ -197,10 +243,13 @@ class LearnSection(Section):
         below.addRow(self.painted)
         below.addRow("Looked for", self.classes)
         below.addRow(button_row(self.accept_button, self.undo_button, self.train_button))
+        self.column.addWidget(self.told)  # not into a form, which would cut lines off a text that grows
         self.column.addLayout(above)
         self.column.addWidget(self.list)
+        self.column.addWidget(button_row(self.predict_button, self.cancel_button))
+        self.cancel_button.hide()
+        self.column.addWidget(self.notice)  # in sight from the buttons above and below
         self.column.addLayout(below)
-        self.column.addWidget(self.notice)
 
     def _offer_cases(self) -> None:
         known = self.case_box.currentData()
@@ -249,10 +298,14 @@ class LearnSection(Section):
         self.notice.say("busy", f"Accepting the mask of {wish.case}…")
         origin = Origin(wish.how, wish.model)
         options: dict[str, Any] = {"annotated": wish.annotated, "names": wish.names, "values": wish.values}
-        self._start(
-            lambda: accept(folder, wish.case, wish.mask, origin=origin, **options),
-            done=lambda report: self._changed(str(report)),
-        )
+        self._timer.stop()
+
+        def work() -> str:
+            report = accept(folder, wish.case, wish.mask, origin=origin, **options)
+            mask_drafts.drop(folder, wish.case)
+            return str(report)
+
+        self._start(work, done=self._changed)
 
     def _wish(self, layer: Any, geometry: Geometry | None) -> _Wish:
         """What is to be accepted, with the voxels as they are now."""
@@ -275,21 +328,36 @@ class LearnSection(Section):
         model = self._state.model if predicted or strokes else ""
         return _Wish(str(self.case_box.currentData()), mask, names, values, wanted, how, model)
 
-    def _start(self, function: Any, *, done: Any, progressed: Any = None) -> None:
+    def _start(self, function: Any, *, done: Any, progressed: Any = None) -> _work.Job:
         """Work in a thread; the buttons wait for it."""
         job = _work.start(
             self,
             function,
             done=done,
             failed=lambda sentence: self.notice.say("error", sentence),
+            cancelled=lambda: self.notice.say("info", "Cancelled; nothing was changed."),
             ended=self._ended,
             progressed=progressed,
         )
         self._jobs.add(job)
         self._refresh()
+        return job
+
+    def _ask(self, function: Any, done: Any, doing: str) -> None:
+        """Have the model process work, and say how far it is."""
+        self.notice.say("busy", f"{doing}…")
+
+        def progressed(share: float, text: str) -> None:
+            self.notice.say("busy", f"{text or doing}, {100 * share:.0f} %…")
+
+        self._asked = self._start(function, done=done, progressed=progressed)
+        self.cancel_button.show()
 
     def _ended(self) -> None:
         self._jobs = {job for job in self._jobs if job.running}
+        if self._asked is not None and not self._asked.running:
+            self._asked = None
+            self.cancel_button.hide()
         self._refresh()
 
     def _show_next(self, choices: list[dict[str, Any]]) -> None:
@@ -299,21 +367,73 @@ class LearnSection(Section):
             item.setData(Qt.ItemDataRole.UserRole, choice["case_id"])
             self.list.addItem(item)
         self.list.show()
-        self.notice.say("ok", f"{len(choices)} cases, the one to label first at the top. Click one to open it.")
+        which = "One case" if len(choices) == 1 else f"{len(choices)} cases, the one to label first at the top"
+        self.notice.say("ok", f"{which}. Click one to open it.")
+
+    def _drop_labelled(self) -> None:
+        """Take cases off the list that have a label map by now."""
+        for row in reversed(range(self.list.count())):
+            id = str(self.list.item(row).data(Qt.ItemDataRole.UserRole))
+            case = self._dataset.records.get(id) if self._dataset is not None else None
+            if case is None or case.label is not None:
+                self.list.takeItem(row)
+        self.list.setVisible(self.list.count() > 0)
 
     def _open_item(self, item: QListWidgetItem) -> None:
         self.open_case(str(item.data(Qt.ItemDataRole.UserRole)))
 
-    def _opened(self, id: str, made: list[Any]) -> None:
+    def _opened(self, id: str, made: list[Any], draft: mask_drafts.Draft | None) -> None:
         viewer = self.panel.viewer
-        for layer in replace_layers(viewer, made):
-            viewer.layers.selection.active = layer
+        added = show_alone(viewer, made, list(viewer.layers))
+        grid = geometry_of(added[0])
+        back = draft is not None and self._dataset is not None and draft.array.shape == grid.shape
+        if draft is not None and back:
+            facts = {"run": draft.run} if draft.run else {}
+            classes = self._dataset.info.classes  # type: ignore[union-attr]
+            kept = labels_layer(draft.array, grid, draft.name, classes, derived=True, **facts)
+            added += replace_layers(viewer, [kept])
+        viewer.layers.selection.active = added[-1]
+        if back:
+            self.mask_box.setCurrentIndex(self._masks.index(added[-1]))
         self.case_box.setCurrentIndex(max(0, self.case_box.findData(id)))
         names = [self.panel.scan_box.itemText(row) for row in range(self.panel.scan_box.count())]
         scan = next((row for row, name in enumerate(names) if name == id or name.startswith(f"{id} ")), -1)
         if scan >= 0:
             self.panel.scan_box.setCurrentIndex(scan)
+        if back:
+            self.notice.say(
+                "ok", f"{id} is open, and the mask that was being corrected is back. Go on, or predict anew."
+            )
+            return
         self.notice.say("ok", f"{id} is open. Predict it and correct the labels, or paint; then accept the mask.")
+
+    def _on_paint(self, event: Any) -> None:
+        if isalive(self) and event.source is self._mask and not self.painted.isChecked():
+            self._timer.start()  # strokes are kept where they are painted
+
+    def _keep_draft(self) -> None:
+        """Keep the mask as it is now, in a thread."""
+        layer, case = self._mask, self.case_box.currentData()
+        if layer is None or self._dataset is None or case is None:
+            return
+        folder, run = self._dataset.folder, str((facts_of(layer) or {}).get("run") or "")
+
+        def keep() -> None:
+            mask_drafts.keep(folder, case, mask_drafts.Draft(np.asarray(layer.data), layer.name, run))
+
+        _work.start(self, keep, failed=lambda sentence: self.notice.say("warning", f"Not kept on disk: {sentence}"))
+
+    def _predicted(self, made: list[Any]) -> None:
+        """Show the prediction with the brush in hand."""
+        layer = replace_layers(self.panel.viewer, made)[-1]
+        self.panel.viewer.layers.selection.active = layer
+        layer.n_edit_dimensions, layer.brush_size = 3, 5
+        self.mask_box.setCurrentIndex(self._masks.index(layer))
+        self.notice.say(
+            "ok",
+            "Correct the labels: choose the brush in the layer controls at the left and paint with the class's number, "
+            "or 0 to erase. Then press Accept mask.",
+        )
 
     def _changed(self, said: str) -> None:
         self.notice.say("ok", said)
@@ -321,9 +441,30 @@ class LearnSection(Section):
         self._state.dataset_changed.emit(folder)
 
     def _launched(self, run: Path) -> None:
+        self._followed = (Path(self._state.model), run)
         self.notice.say("ok", f"{run.name} trains on from {Path(self._state.model).name}; follow it in Runs.")
         self._state.runs_changed.emit()
         self._state.tab_wanted.emit("Runs", run)
+
+    def _look_at_run(self) -> None:
+        """Say what the run that trained on has gained, once it has finished."""
+        if self._followed is None:
+            return
+        from training_backend.jobs.learn import outcome
+
+        _work.start(self, outcome, *self._followed, done=self._tell_gain, failed=lambda _: None)
+
+    def _tell_gain(self, said: str) -> None:
+        if not said or self._followed is None:
+            return
+        run = self._followed[1]
+        self._followed = None
+
+        def use() -> None:
+            self._state.model = str(run)
+            self.notice.say("ok", f"{run.name} is the model now: ask for the next cases, or predict.")
+
+        self.notice.say("ok", said, [("Use this model", use)])
 
     def _refresh(self) -> None:
         """Say where things stand, and enable what can be done."""
@@ -341,6 +482,8 @@ class LearnSection(Section):
         self.next_button.setEnabled(idle and dataset is not None and bool(self._state.model))
         self.accept_button.setEnabled(idle and self._mask is not None and self.case_box.currentIndex() >= 0)
         self.undo_button.setEnabled(idle and dataset is not None and any(c.accepted for c in dataset.records.values()))
+        segments = facts is not None and facts.kind == "finetune" and facts.task == "segmentation"
+        self.predict_button.setEnabled(idle and segments)
         runs = facts is not None and facts.kind == "finetune" and Path(self._state.model, "run.json").is_file()
         self.train_button.setEnabled(idle and dataset is not None and runs)
 

@@ -194,7 +194,7 @@ class PredictBox(QWidget):
     def _show(self, name: str, run: str, values: dict[str, Any]) -> None:
         self._result = values["labels"]
         if self._result is not None:
-            replace_layers(self.state.viewer, self._overlays(name, run, values))
+            replace_layers(self.state.viewer, predicted_layers(name, run, values))
         rows = {key: f"{value:.1f} ml" for key, value in values["volumes_ml"].items()}
         rows |= {key: f"{value:.4g}" for key, value in values["values"].items()}
         self.table.setHorizontalHeaderLabels(["Class", "Volume" if values["volumes_ml"] else "Probability or value"])
@@ -207,27 +207,6 @@ class PredictBox(QWidget):
         notes = " ".join(values["notes"])
         said = [notes or f"{name} was predicted by {run}.", values.get("text", "")]
         self.notice.say("warning" if notes else "ok", "\n".join(part for part in said if part))
-
-    def _overlays(self, name: str, run: str, values: dict[str, Any]) -> list[_layers.LayerData]:
-        labels: Volume = values["labels"]
-        classes = tuple(ClassEntry(**entry) for entry in values["classes"])
-        layers = []
-        for volume in values["probabilities"]:
-            made = _layers.picture_layer(
-                volume.array,
-                volume.geometry,
-                f"{name} · {volume.name} · {run}",
-                role="heatmap",
-                limits=(0.0, 1.0),
-                derived=True,
-            )
-            made[1]["visible"] = False
-            layers.append(made)
-        title = f"{name} · pred · {run}"
-        made = _layers.labels_layer(labels.array, labels.geometry, title, classes, run=run, derived=True)
-        features, volumes_ml = made[1]["features"], values["volumes_ml"]
-        made[1]["features"] = features.assign(ml=[volumes_ml.get(each) for each in features["class"]])
-        return [*layers, made]
 
     def _progress(self, share: float, text: str) -> None:
         if share > 0:
@@ -248,3 +227,26 @@ class PredictBox(QWidget):
 
     def _complain(self, sentence: str) -> None:
         self.notice.say("error", sentence)
+
+
+def predicted_layers(name: str, run: str, values: dict[str, Any]) -> list[_layers.LayerData]:
+    """Probabilities, hidden, and below the label map that a model made of the scan `name`; classes have ml."""
+    labels: Volume = values["labels"]
+    classes = tuple(ClassEntry(**entry) for entry in values["classes"])
+    layers = []
+    for volume in values["probabilities"]:
+        made = _layers.picture_layer(
+            volume.array,
+            volume.geometry,
+            f"{name} · {volume.name} · {run}",
+            role="heatmap",
+            limits=(0.0, 1.0),
+            derived=True,
+        )
+        made[1]["visible"] = False
+        layers.append(made)
+    title = f"{name} · pred · {run}"
+    made = _layers.labels_layer(labels.array, labels.geometry, title, classes, run=run, derived=True)
+    features, volumes_ml = made[1]["features"], values["volumes_ml"]
+    made[1]["features"] = features.assign(ml=[volumes_ml.get(each) for each in features["class"]])
+    return [*layers, made]

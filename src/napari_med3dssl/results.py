@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,6 +184,17 @@ def replace_layers(viewer: Any, layers: list[_layers.LayerData]) -> list[Any]:
     if was_empty:
         viewer.reset_view()
         centre_slices(viewer, added)
+    return added
+
+
+def show_alone(viewer: Any, layers: list[_layers.LayerData], hidden: Iterable[Any]) -> list[Any]:
+    """Add the layers of a patient in place of `hidden` ones: scans of different patients lie at different places."""
+    for layer in hidden:
+        layer.visible = False
+    added = replace_layers(viewer, layers)
+    shown = [layer for layer in added if layer.visible]
+    viewer.fit_to_view(layers=shown)
+    centre_slices(viewer, shown)
     return added
 
 

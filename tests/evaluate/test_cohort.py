@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,10 +51,12 @@ def test_umap_is_a_function_of_the_seed() -> None:
 
 
 def test_umap_that_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin="umap/__init__.py"))
     assert has_umap(4)
     with pytest.raises(DataError, match="UMAP needs 4 points, but there are 3"):
         umap_places(cloud(3))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
+    assert not has_umap(100)  # a folder called umap
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not has_umap(100)
     with pytest.raises(ConfigError, match="umap-learn"):

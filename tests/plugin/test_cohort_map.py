@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from qtpy.QtCore import QPoint, QPointF, Qt
+from qtpy.QtWidgets import QInputDialog
 
 from napari_med3dssl._state import State
 from napari_med3dssl.cohort_files import (
@@ -18,20 +19,26 @@ from napari_med3dssl.cohort_files import (
     Cohort,
     Point,
     buffer_trait,
+    classify,
     dice_trait,
     exclude,
+    move,
     name_group,
     read_groups,
+    undo,
     write_list,
 )
-from napari_med3dssl.cohort_map import NEEDS_DATASET, NEEDS_MODEL, CohortMap, CohortSection
+from napari_med3dssl.cohort_map import NEEDS_DATASET, NEEDS_MODEL, NO_UMAP, CohortMap, CohortSection
+from napari_med3dssl.finetune_panel import targets_of
 from napari_med3dssl.point_cloud import PointPlot, within
 from tests.plugin.explore_kit import work_done
 from training_backend.config.presets import pretrain_config
 from training_backend.data.choice import read_ids
 from training_backend.data.dataset import Dataset
 from training_backend.data.prepare import InputProfile
+from training_backend.data.subsets import class_names
 from training_backend.errors import DataError
+from training_backend.jobs.client import Cancelled
 
 
 @pytest.fixture
@@ -127,6 +134,83 @@ def test_exclude_and_undo(window: CohortMap, own: Path, qtbot: Any) -> None:
     assert not window.undo_button.isEnabled()
 
 
+def test_a_subset_becomes_a_split_and_goes_back(window: CohortMap, mapped: Cohort, own: Path, qtbot: Any) -> None:
+    told: list[Any] = []
+    window.state.dataset = own
+    window.state.dataset_changed.connect(told.append)
+    before = {case.id: case.split for case in Dataset.open(own).cases()}
+    window.take(np.array([True, True, False, False]))
+    window.split.setCurrentIndex(3)
+    window.split.activated.emit(3)
+    work_done(qtbot)
+    after = {case.id: case.split for case in Dataset.open(own).cases()}
+    moved = [point.case for point in mapped.points[:2]]
+    assert after == before | dict.fromkeys(moved, "test")
+    assert window.colour.currentText() == "split"
+    assert mapped.traits["split"][:2] == ["test", "test"]
+    assert window.split.currentIndex() == 0
+    assert told == [own]  # the Data tab reads the dataset again
+    window.undo_button.click()
+    work_done(qtbot)
+    assert {case.id: case.split for case in Dataset.open(own).cases()} == before
+
+
+def test_a_subset_gets_a_class_that_fine_tuning_offers(
+    window: CohortMap, mapped: Cohort, own: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Dataset.open(own)
+    for case in plain.cases():
+        plain.put(case.model_copy(update={"target": None}))
+    plain.info = plain.info.model_copy(update={"target_names": ()})
+    plain.save()
+    offered: list[list[str]] = []
+
+    def answer(_owner: Any, _title: str, _text: str, names: list[str], *_rest: Any) -> tuple[str, bool]:
+        offered.append(names)
+        return ("sharp", "blurred", "moved")[len(offered) - 1], True
+
+    monkeypatch.setattr(QInputDialog, "getItem", answer)
+    for chosen in ([True, False, False, False], [False, True, True, False], [False, False, False, True]):
+        window.take(np.array(chosen))
+        window.class_button.click()
+        work_done(qtbot)
+    assert offered == [[""], ["", "sharp"], ["", "sharp", "blurred"]]
+    assert mapped.traits["class"] == ["sharp", "blurred", "blurred", "moved"]
+    assert "blurred" in window.legend.text()
+    assert targets_of("classification", own) == {"kind": "multiclass", "classes": 3}
+    assert Dataset.open(own).info.target_names == ("sharp", "blurred", "moved")
+    assert class_names(Dataset.open(own)) == ("sharp", "blurred", "moved")
+    for left in (["sharp", "blurred", "blurred", "no class"], ["sharp"] + ["no class"] * 3, ["no class"] * 4):
+        window.undo_button.click()
+        work_done(qtbot)
+        assert mapped.traits["class"] == left
+    assert Dataset.open(own).info == plain.info
+    assert not window.undo_button.isEnabled()
+
+
+def test_not_all_cases_can_be_excluded(window: CohortMap, own: Path, qtbot: Any) -> None:
+    window.take(np.ones(4, bool))
+    window.exclude_button.click()
+    work_done(qtbot)
+    assert "would be left out" in window.notice.text
+    assert len(Dataset.open(own).cases()) == 4
+    assert not window.undo_button.isEnabled()
+
+
+def test_of_two_datasets_both_change_or_none(own: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(own, tmp_path / "other")
+    first, last = (Dataset.open(own).cases()[k].id for k in (0, -1))
+    everything = [Point(other, case.id) for case in Dataset.open(other).cases()]
+    with pytest.raises(DataError, match="would be left out"):
+        exclude([Point(own, first), *everything])
+    assert len(Dataset.open(own).cases()) == 4
+    done = move([Point(own, first, "lung"), Point(own, first, "liver"), Point(other, last)], "test")
+    assert done.count == 2
+    assert Dataset.open(own).case(first).split == Dataset.open(other).case(last).split == "test"
+    undo(done)
+    assert not Dataset.open(own).cases("test") + Dataset.open(other).cases("test")
+
+
 def test_groups_have_names_that_last(window: CohortMap, mapped: Cohort, own: Path, qtbot: Any) -> None:
     window.take(np.array([True, True, False, False]))
     window.give_name("artefacts")
@@ -137,6 +221,9 @@ def test_groups_have_names_that_last(window: CohortMap, mapped: Cohort, own: Pat
     assert "artefacts" in window.legend.text()
     name_group(mapped.points[:1], "")
     assert read_groups(own) == {second: "artefacts"}
+    window.undo_button.click()
+    work_done(qtbot)
+    assert read_groups(own) == {}
 
 
 def test_hover_shows_the_case_and_click_opens_it(window: CohortMap, mapped: Cohort, qtbot: Any) -> None:
@@ -176,6 +263,41 @@ def test_points_are_drawn_where_they_lie_in_their_colour(window: CohortMap, qtbo
     assert np.array_equal(window.plot.cloud.places, -window.cohort.places["principal axes"])
 
 
+def test_axes_that_cannot_be_had_are_told(window: CohortMap, mapped: Cohort) -> None:
+    del mapped.places["UMAP"]
+    window.show_cohort(mapped)
+    window.axes.setCurrentText("UMAP")
+    assert window.notice.text == NO_UMAP
+    assert window.axes.currentText() == "principal axes"
+
+
+def test_axes_that_were_cancelled_are_not_shown(
+    window: CohortMap, mapped: Cohort, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model process is stood in for; what is tested is what the window says."""
+    answers: list[Any] = [Cancelled(), DataError("Too few."), {"places": -mapped.vectors}]
+
+    def request(*_: Any, **__: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    del mapped.places["UMAP"]
+    mapped.umap = True
+    window.show_cohort(mapped)
+    monkeypatch.setattr(type(window.state.client), "request", request)
+    for said in ("Cancelled; the map is as it was.", "Too few."):
+        window.axes.setCurrentText("UMAP")
+        work_done(qtbot)
+        assert window.notice.text == said
+        assert window.axes.currentText() == "principal axes"
+    window.axes.setCurrentText("UMAP")
+    work_done(qtbot)
+    assert window.axes.currentText() == "UMAP"
+    assert np.array_equal(window.plot.cloud.places, -mapped.vectors)
+
+
 def test_a_cohort_of_one_is_told(window: CohortMap, mapped: Cohort) -> None:
     zero = np.zeros((1, 2), np.float32)
     one = Cohort(mapped.points[:1], zero, {"principal axes": zero}, {"modality": ["CT"]}, (0.0, 0.0))
@@ -185,7 +307,7 @@ def test_a_cohort_of_one_is_told(window: CohortMap, mapped: Cohort) -> None:
 
 
 def test_scores_and_buffers_as_colours(mapped: Cohort, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no scored cases"):
+    with pytest.raises(DataError, match="no scored validation cases"):
         dice_trait(mapped, tmp_path)
     (tmp_path / "predictions").mkdir()
     entries = [{"case": mapped.points[0].case, "dice": {"a": 0.9, "b": 0.7}}, {"case": "other", "dice": {"a": 1.0}}]
@@ -196,7 +318,8 @@ def test_scores_and_buffers_as_colours(mapped: Cohort, tmp_path: Path) -> None:
 
 
 def test_nothing_chosen_changes_nothing(tmp_path: Path) -> None:
-    for function in (lambda: write_list([], tmp_path / "x"), lambda: exclude([]), lambda: name_group([], "a")):
+    changes = (lambda: exclude([]), lambda: name_group([], "a"), lambda: move([], "val"), lambda: classify([], "a"))
+    for function in (lambda: write_list([], tmp_path / "x"), *changes):
         with pytest.raises(DataError, match="holds no point"):
             function()
     assert not (tmp_path / "x").exists()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QPointF, Qt
 from qtpy.QtGui import QGuiApplication
 
 from napari_med3dssl import _work, continual_box
@@ -210,20 +210,25 @@ def test_the_map_of_features_marks_members_and_opens_them(state: State, plan_fol
     dialog.show()
     opened(dialog, qtbot)
     qtbot.waitUntil(lambda: dialog.map.found is not None)
-    scatter = dialog.map.scatters["3D_CT", True]
-    assert len(scatter.points()) == len(buffers[2].members)
-    point = scatter.points()[0]
-    dialog.map._clicked(scatter, [point])
-    case = point.data()[1]
+    shown = dialog.map
+    drawn = shown.plot.cloud
+    assert int(drawn.chosen.sum()) == sum(len(buffer.members) for buffer in buffers)
+    modalities = np.array([modality for modality, _ in shown.points])
+    member, other = (int(np.flatnonzero((modalities == "3D_CT") & (drawn.chosen == one))[0]) for one in (True, False))
+    qtbot.waitUntil(lambda: shown.plot.widget.isVisible() or not dialog.tabs.setCurrentWidget(shown))
+    place = shown.plot.widget.getViewBox().mapViewToScene(QPointF(*map(float, drawn.places[member])))
+    assert drawn.chosen[drawn.nearest(place)]
+    shown.plot.clicked.emit(member)
+    case = shown.points[member][1]
     qtbot.waitUntil(lambda: case in state.viewer.layers)
     assert state.viewer.layers[case].visible
-    other = dialog.map.scatters["3D_CT", False].points()[0]
-    dialog.map._clicked(None, [other])
+    shown.plot.clicked.emit(other)
     assert "only members" in dialog.notice.text
-    inks = {name: dialog.map.scatters[name, True].opts["brush"].color().name() for name in TAUGHT}
-    assert len(set(inks.values())) == 3
-    dialog.map.which.setCurrentIndex(3)
-    qtbot.waitUntil(lambda: ("cluster 2", True) in dialog.map.scatters)
+    groups = {name: set(drawn.groups[(modalities == name) & drawn.chosen].tolist()) for name in TAUGHT}
+    assert len({drawn._inks[number][0] for (number,) in groups.values()}) == 3
+    shown.which.setCurrentIndex(3)
+    qtbot.waitUntil(lambda: "cluster 2" in shown.legend.text())
+    assert set(drawn.groups.tolist()) == {0, 1, 2, 3}
 
 
 def test_a_buffer_whose_files_moved_says_so(state: State, plan_folder: Path, tmp_path: Path, qtbot: Any) -> None:

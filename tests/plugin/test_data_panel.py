@@ -61,7 +61,7 @@ def test_a_dropped_folder_is_recognised_and_its_cases_listed(
     wait(lambda: panel.described is not None)
     assert "Recognised as MSD: 4 cases" in panel.notice.text
     assert panel.table.item(0, 2).text() == "20×32×32"
-    assert {panel.table.item(row, 4).text() for row in range(4)} == {"voxels"}
+    assert {panel.table.item(row, 4).text() for row in range(4)} == {"mask"}
     assert {panel.table.item(row, 5).text() for row in range(4)} == {"drawn"}
 
 
@@ -97,13 +97,13 @@ def test_changes_of_cases_are_taken_back(described: DataPanel) -> None:
     panel.table.selectRow(0)
     panel._drop_labels()
     panel._move(2)
-    assert panel.table.item(0, 4).text() != "voxels"
+    assert panel.table.item(0, 4).text() != "mask"
     assert panel.table.item(0, 5).text() == "val"
     panel.undo_button.click()
     assert panel.table.item(0, 5).text() == "drawn"
     panel.undo_button.click()
     assert panel.described == before
-    assert panel.table.item(0, 4).text() == "voxels"
+    assert panel.table.item(0, 4).text() == "mask"
     assert not panel.undo_button.isEnabled()
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 from qtpy.QtCore import Qt
 
-from napari_med3dssl import _work
+from napari_med3dssl import _work, mask_drafts
 from napari_med3dssl._layers import add, geometry_of, labels_layer
 from napari_med3dssl._state import State
 from napari_med3dssl.data_panel import DataPanel
@@ -28,7 +31,9 @@ from training_backend.data.store import open_case
 from training_backend.data.volume import Volume
 from training_backend.engine.export import self_contained
 from training_backend.engine.rundir import RunDirectory
+from training_backend.files import write_json
 from training_backend.jobs.launcher import cancel
+from training_backend.jobs.learn import next_name
 from training_backend.jobs.registry import summary
 from training_backend.weights.save import save_model
 
@@ -111,11 +116,11 @@ def test_from_the_next_case_to_a_run_that_trains_on(section: LearnSection, folde
     assert section.panel.scan is scan
     assert scan is not None
 
-    array = np.zeros(scan.data.shape, np.uint8)
-    array[8:12, 10:20, 10:20] = 1
-    classes = Dataset.open(folder).info.classes
+    section.predict_button.click()
+    done(section, qtbot)
     name = f"{id} · pred · former"
-    add(viewer, labels_layer(array, geometry_of(scan), name, classes, run="former", derived=True))
+    assert viewer.layers.selection.active is viewer.layers[name]
+    assert [layer.name for layer in viewer.layers if layer.visible] == [id, name]
     viewer.layers[name].data[8:12, 10:20, 20:24] = 2  # the correction
     assert section.mask_box.currentText() == name
     section.accept_button.click()
@@ -128,6 +133,8 @@ def test_from_the_next_case_to_a_run_that_trains_on(section: LearnSection, folde
     assert np.array_equal(read_labels(dataset.source(case.label)).array, np.asarray(viewer.layers[name].data))
     assert (case.accepted[0].how, case.accepted[0].model) == ("prediction of former, corrected", str(run))
     assert case.annotated is None
+    assert [str(section.list.item(row).data(Qt.ItemDataRole.UserRole)) for row in range(section.list.count())] != [id]
+    assert section.list.count() == 1
 
     shown: list[Any] = []
     section.panel.state.tab_wanted.connect(lambda tab, what: shown.append((tab, what)))
@@ -137,6 +144,7 @@ def test_from_the_next_case_to_a_run_that_trains_on(section: LearnSection, folde
     assert tab == "Runs"
     config = RunDirectory.open(started).config()
     assert config.weights == str(run)
+    assert started.name == "former-2"
     assert config.data.train_cases is None
     qtbot.waitUntil(lambda: not summary(started).alive or summary(started).step > 0, timeout=60_000)
     cancel(RunDirectory.open(started))
@@ -146,6 +154,98 @@ def test_from_the_next_case_to_a_run_that_trains_on(section: LearnSection, folde
     done(section, qtbot)
     assert Dataset.open(folder).case(id).label is None
     assert not section.undo_button.isEnabled()
+
+
+def test_what_the_next_run_gained_is_told(section: LearnSection, run: Path, tmp_path: Path, qtbot: Any) -> None:
+    """The scores are those that both runs wrote; the new model is one click away."""
+    now = tmp_path / "runs" / "former-2"
+    shutil.copytree(run, now)
+    for path, scores in ((run, {"a": 0.5, "b": 0.7, "z": 0.1}), (now, {"a": 0.7, "b": 0.8})):
+        (path / "predictions").mkdir()
+        write_json(path / "predictions" / "cases.json", [{"case": k, "dice": {"lung": v}} for k, v in scores.items()])
+    section._launched(now)
+    section._state.runs_changed.emit()
+    work_done(qtbot)
+    assert "trains on" in section.notice.text  # it has not finished yet
+    RunDirectory.open(now).update(state="finished")
+    section._state.runs_changed.emit()
+    work_done(qtbot)
+    assert section.notice.text == "Mean Dice of the 2 validation cases: 0.600 with former, 0.750 with former-2."
+    section.notice.findChildren(type(section.accept_button))[-1].click()
+    assert section._state.model == str(now)
+    assert next_name(now) == "former-3"
+
+
+def test_a_cancelled_search_changes_nothing(section: LearnSection, qtbot: Any) -> None:
+    assert not section.cancel_button.isVisible()
+    section.next_button.click()
+    section.cancel_button.click()
+    done(section, qtbot)
+    assert section.notice.text in ("Cancelled; nothing was changed.",) or section.list.count() == 2
+    assert section.cancel_button.isHidden()
+    assert section.next_button.isEnabled()
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import napari
+import numpy as np
+from qtpy.QtWidgets import QApplication
+from napari_med3dssl import _work, mask_drafts
+from napari_med3dssl._layers import add, geometry_of, labels_layer
+from napari_med3dssl._state import state_of
+from napari_med3dssl.explore import ExplorePanel
+
+folder, id = Path(sys.argv[1]), sys.argv[2]
+viewer = napari.Viewer()
+state = state_of(viewer)
+state.dataset = folder
+panel = ExplorePanel(state)
+viewer.window.add_dock_widget(panel)
+section = panel.learning
+section.open_case(id)
+until = time.monotonic() + 60
+while not (section._jobs == set() and id in viewer.layers) and time.monotonic() < until:
+    QApplication.processEvents()
+scan = viewer.layers[id]
+empty, name = np.zeros(scan.data.shape, np.uint8), f"{id} · pred · former"
+mask = add(viewer, labels_layer(empty, geometry_of(scan), name, run="former"))
+section.mask_box.setCurrentText(mask.name)
+mask.n_edit_dimensions, mask.brush_size = 3, 3
+mask.paint((10, 12, 14), 2)
+panel.strokes._paint_on(scan)
+panel.strokes._painted.paint((8, 9, 10), 2)
+while time.monotonic() < until:
+    QApplication.processEvents()
+    kept = mask_drafts.find(folder, id)
+    from napari_med3dssl import stroke_store
+    from napari_med3dssl._layers import volume_of
+    if kept is not None and stroke_store.find(volume_of(scan)) is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_masks_and_strokes_are_back_after_napari_was_killed(
+    section: LearnSection, folder: Path, qtbot: Any, source_path: None
+) -> None:
+    id = Dataset.open(folder).cases(split="train", labelled=False)[0].id
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(folder), id], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
+    section.open_case(id)
+    done(section, qtbot)
+    assert "that was being corrected is back" in section.notice.text
+    layer = section.panel.viewer.layers[f"{id} · pred · former"]
+    assert section.mask_box.currentText() == layer.name
+    assert layer.data[10, 12, 14] == 2
+    assert 1 < np.count_nonzero(layer.data) < 30
+    section.panel.strokes._paint_on(section.panel.scan)
+    assert section.panel.strokes._painted.data[8, 9, 10] == 2
+    section.mask_box.setCurrentText(layer.name)
+    section.accept_button.click()
+    done(section, qtbot)
+    assert Dataset.open(folder).case(id).accepted[0].how == "prediction of former, corrected"
+    assert mask_drafts.find(folder, id) is None
 
 
 def test_strokes_are_partial_labels_of_the_classes_that_were_looked_for(

@@ -97,7 +97,7 @@ def accept(
         GeometryError: the mask lies elsewhere than the scan.
         ResourceError: the disk is full; nothing was changed then.
     """
-    with _held(folder) as dataset:
+    with held(folder) as dataset:
         case = dataset.case(case_id)
         stored = open_case(dataset, case)
         notes: list[str] = []
@@ -144,7 +144,7 @@ def undo(folder: Path, case_id: str = "") -> AcceptReport:
     Raises:
         DataError: nothing was accepted.
     """
-    with _held(folder) as dataset:
+    with held(folder) as dataset:
         changed = [case for case in dataset.records.values() if case.accepted]
         if case_id:
             case = dataset.case(case_id)
@@ -236,8 +236,12 @@ class _Made:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[Dataset]:
-    """The dataset, while no other program writes to it."""
+def held(folder: Path) -> Iterator[Dataset]:
+    """The dataset in `folder`, while no other program that asks this way writes to it.
+
+    Raises:
+        DataError: another one does, and went on for longer than `WAIT_S`.
+    """
     from filelock import FileLock, Timeout
 
     dataset = Dataset.open(folder)

@@ -96,6 +96,9 @@ def write_nnunet(
         )
     contrasts = dataset.info.contrasts or ("image",)
     _check_contrasts(cases, contrasts)
+    for case in cases:  # before anything is made
+        for record in (*case.images, *((case.label,) if case.label is not None else ())):
+            dataset.source(record)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -117,7 +117,7 @@ def cohort_features(
 
 def has_umap(count: int) -> bool:
     """Whether so many points can be placed by UMAP: umap-learn is installed, and there are enough."""
-    return importlib.util.find_spec("umap") is not None and count >= FEWEST_FOR_UMAP
+    return _installed() and count >= FEWEST_FOR_UMAP
 
 
 def umap_places(vectors: Floats, seed: int = 0) -> Floats:
@@ -127,7 +127,7 @@ def umap_places(vectors: Floats, seed: int = 0) -> Floats:
         ConfigError: umap-learn is not installed.
         DataError: there are too few points.
     """
-    if importlib.util.find_spec("umap") is None:
+    if not _installed():
         raise ConfigError("UMAP needs the package umap-learn.", "pip install 'napari-med3dssl[umap]'.")
     if len(vectors) < FEWEST_FOR_UMAP:
         raise DataError(
@@ -219,3 +219,8 @@ def _computed(model: LoadedModel, dataset: Dataset, case: CaseRecord, regions: b
         return {}
     label = resample(prepared.label, prepared.geometry, tokens.geometry, nearest=True)
     return {str(int(value)): values[label == value].mean(axis=0) for value in np.unique(label) if value > 0}
+
+
+def _installed() -> bool:
+    found = importlib.util.find_spec("umap")
+    return found is not None and found.origin is not None  # a mere folder of that name has none

@@ -108,7 +108,7 @@ def compare_runs(runs: Sequence[Path]) -> Table:
             f"A comparison needs at least two runs, but {len(runs) or 'none'} was named.",
             "Name the reference first, then the others.",
         )
-    scores = [_case_dice(Path(run)) for run in runs]
+    scores = [case_dice(Path(run)) for run in runs]
     shared = sorted(set.intersection(*(set(score) for score in scores)))
     if not shared:
         raise DataError("These runs share no validation case.", "Compare runs on the same dataset and split.")
@@ -185,16 +185,17 @@ def _predict(
     return prepared.restore_labels(result) if result.ndim == 4 else result
 
 
-def _case_dice(run: Path) -> dict[str, float]:
+def case_dice(run: Path) -> dict[str, float]:
     """Mean Dice over classes by case, from the predictions that the run wrote at its end."""
     path = run / "predictions" / "cases.json"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return {entry["case"]: float(np.mean(list(entry["dice"].values()))) for entry in entries if entry.get("dice")}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:  # none, or of a task without masks
         raise DataError(
-            f"{run} has no scored validation cases (predictions/cases.json).", "Compare finished segmentation runs."
+            f"{run.name} has no scored validation cases (predictions/cases.json).",
+            "Choose finished segmentation runs.",
         ) from error
-    return {entry["case"]: float(np.mean(list(entry["dice"].values()))) for entry in entries if entry["dice"]}
 
 
 def _tell(progress: Progress | None, share: float) -> None:
