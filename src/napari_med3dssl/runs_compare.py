@@ -26,6 +26,7 @@ from napari_med3dssl import _work
 from napari_med3dssl._widgets import Notice, button, button_row, combo, copy_text, wrapping
 from napari_med3dssl.commands import compare_command
 from napari_med3dssl.curves_plot import CurvesPlot
+from training_backend.jobs.run_texts import MEAN, case_cells, pair_cells, run_cells, setting_cells
 
 if TYPE_CHECKING:
     from napari_med3dssl._state import State
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
 
 LOOK_MS = 2000
 """Milliseconds between two looks at runs that still train."""
-NO_SCORES = "no scores"
 NO_PAIRS = "Pairs are compared when two runs have scored cases. Runs score their cases when they finish."
 NO_DIFFERENCES = "These runs have the same settings."
 NO_CASES = "No run has scored cases."
-MEAN = "mean over all"
+ALL = "mean over all"
+NUMERIC = tuple("0123456789+-–")
+"""How texts begin that are aligned as numbers."""
 
 
 class RunsCompareDialog(QDialog):
@@ -230,46 +232,18 @@ class RunsCompareDialog(QDialog):
 
     def _show(self, found: dict[str, Any]) -> None:
         self.found = found
-        metric, runs = found["metric"], found["runs"]
-        names = [run["run"] for run in runs]
+        metric = found["metric"]
         _offer(self.metric, [(entry["title"], entry["name"]) for entry in found["metrics"]], metric and metric["name"])
-        chosen = "" if found["structure"] == "mean" else found["structure"]
+        chosen = "" if found["structure"] == MEAN else found["structure"]
         structures = found["structures"] if len(found["structures"]) > 1 else []
-        _offer(self.structure, [(MEAN, ""), *((name, name) for name in structures)], chosen)
-        what = f"Mean {metric['title']} [95 %]" if metric else NO_SCORES
-        heads = ["Run", "Method", "Task", "Preset", "Dataset", "State", "Step", "Best", "Cases", what]
-        rows = [
-            [
-                *(run[name] for name in ("run", "method", "task", "preset", "dataset", "state")),
-                f"{run['step']} / {run['steps']}",
-                _number(run["best"], ".4g"),
-                str(run["cases"] or "–"),
-                _interval(run, "mean"),
-            ]
-            for run in runs
-        ]
-        _fill(self.table, heads, rows)
-        heads = ["Second − first", "Cases", "First", "Second", "Difference [95 %]", "p", "p (Holm)"]
-        rows = [
-            [
-                f"{pair['second']} − {pair['first']}",
-                str(pair["cases"]),
-                _number(pair["first_mean"]),
-                _number(pair["second_mean"]),
-                _interval(pair, "difference", "+.3f"),
-                _number(pair["p"], ".3g"),
-                _number(pair["p_holm"], ".3g"),
-            ]
-            for pair in found["pairs"]
-        ]
-        _fill(self.pairs, heads, rows)
-        self.pairs.setVisible(bool(rows))
+        _offer(self.structure, [(ALL, ""), *((name, name) for name in structures)], chosen)
+        _fill(self.table, *run_cells(found))
+        _fill(self.pairs, *pair_cells(found))
+        self.pairs.setVisible(self.pairs.rowCount() > 0)
         self._tell_pair(0)
-        rows = [[entry["setting"], *entry["values"].values()] for entry in found["differences"]]
-        _fill(self.settings, ["Setting", *names], rows)
+        _fill(self.settings, *setting_cells(found))
         _either(self.settings, self.settings_text)
-        rows = [[case, structure, *map(_number, values)] for case, structure, *values in found["cases"][1:]]
-        _fill(self.cases, ["Case", "Structure", *names], rows)
+        _fill(self.cases, *case_cells(found))
         _either(self.cases, self.cases_text)
         self._busy(False)  # there is something to save, and to choose from
         self.notice.clear()
@@ -351,6 +325,8 @@ def _fill(table: QTableWidget, heads: Sequence[str], rows: Sequence[Sequence[str
         for column, text in enumerate(texts):
             item = QTableWidgetItem(text)
             item.setToolTip(text)
+            if column and text[:1] in NUMERIC:
+                item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             table.setItem(row, column, item)
     table.resizeColumnsToContents()
     if rows:
@@ -368,13 +344,3 @@ def _offer(box: Any, entries: Sequence[tuple[str, str]], chosen: str | None) -> 
     for text, data in entries:
         box.addItem(text, data)
     box.setCurrentIndex(max(0, box.findData(chosen)))
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _interval(row: dict[str, Any], name: str, form: str = ".3f") -> str:
-    if row[name] is None:
-        return "–"
-    return f"{row[name]:{form}} [{row['low']:{form}}, {row['high']:{form}}]"

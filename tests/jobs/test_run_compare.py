@@ -257,6 +257,7 @@ def test_the_page_needs_nothing_else_and_tells_the_same_numbers(runs, tmp_path):
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert page.tables == 4
+    assert text.count("<td class=number>") == 3 * 4 + 3 * 6 + 2 * 3 + 3 * (len(found.case_rows()) - 1)
     assert page.svg == 3 + 2  # samples of the legend, loss and score
     assert len(page.images) == 3 * 4  # three cases: the truth and three runs
     assert all(link.startswith("data:image/png;base64,") for link in page.links)

@@ -84,6 +84,17 @@ def click_row(qtbot: Any, panel: RunsPanel, name: str, *, more: bool = False) ->
     qtbot.mouseClick(panel.table.viewport(), Qt.MouseButton.LeftButton, keys, QPoint(place))
 
 
+def compared(qtbot: Any, panel: RunsPanel, wait: Callable[..., None], first: str, second: str) -> RunsCompareDialog:
+    """The window after two runs of a list of two were marked and compared."""
+    wait(lambda: panel.table.rowCount() == 2 and panel.below.isVisible())
+    click_row(qtbot, panel, first)
+    click_row(qtbot, panel, second, more=True)
+    press(qtbot, panel.compare_button)
+    dialog = panel.findChild(RunsCompareDialog)
+    wait(lambda: ready(dialog), what=lambda: dialog.notice.text)
+    return dialog
+
+
 def press(qtbot: Any, widget: QWidget) -> None:
     assert widget.isVisible()
     assert widget.isEnabled()
@@ -201,13 +212,7 @@ def test_a_run_that_trains_is_followed_and_scored_when_it_ends(
     going = RunDirectory.create(tmp_path / "going", finetune_config("segmentation", "tiny", patients))
     write_events(going, 3.0)
     going.update(state="running", **identity())
-    shown = panel([done.path, going.path])
-    wait(lambda: shown.table.rowCount() == 2)
-    click_row(qtbot, shown, "going")
-    click_row(qtbot, shown, "done", more=True)
-    press(qtbot, shown.compare_button)
-    dialog = opened(shown)
-    wait(lambda: ready(dialog))
+    dialog = compared(qtbot, panel([done.path, going.path]), wait, "going", "done")
     assert "going: It has no scored validation cases" in dialog.notice.text
     assert dialog.found["pairs"] == []
     wait(lambda: dialog.curves.lines().get("going", ([],))[0] == list(range(1, 11)))
@@ -228,13 +233,7 @@ def test_runs_without_scores_say_so_in_each_tab(
     qtbot: Any, panel: Callable[[list[Path]], RunsPanel], patients: Path, tmp_path: Path, wait: Callable[..., None]
 ) -> None:
     runs = [RunDirectory.create(tmp_path / name, finetune_config("segmentation", "tiny", patients)) for name in "ab"]
-    shown = panel([run.path for run in runs])
-    wait(lambda: shown.table.rowCount() == 2)
-    click_row(qtbot, shown, "a")
-    click_row(qtbot, shown, "b", more=True)
-    press(qtbot, shown.compare_button)
-    dialog = opened(shown)
-    wait(lambda: ready(dialog))
+    dialog = compared(qtbot, panel([run.path for run in runs]), wait, "a", "b")
     assert "fewer than two have scored cases" in dialog.notice.text
     assert dialog.curves.empty.isVisible()
     assert dialog.curves.empty.text() == NO_CURVE

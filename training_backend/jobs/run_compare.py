@@ -21,13 +21,12 @@ from training_backend.evaluate.paired import Pair, compare_pairs
 from training_backend.evaluate.segmentation_metrics import Mean, bootstrap_mean
 from training_backend.files import write_text
 from training_backend.jobs.curves import Curves, read_curves
+from training_backend.jobs.run_texts import MEAN
 from training_backend.jobs.settings_diff import differences, distinct_ends
 
 Progress = Callable[..., Any]
 """Told the share done and what is being done; answering False stops."""
 
-MEAN = "mean"
-"""Stands for all structures of a case."""
 _RUN_HEADS = (
     *("run", "method", "task", "preset", "dataset", "state", "step", "steps", "best", "metric", "structure"),
     *("cases", "mean", "low", "high", "note"),

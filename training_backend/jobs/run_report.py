@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from training_backend.evaluate.case_pictures import CasePicture, case_picture, t
 from training_backend.evaluate.case_scores import LABELS
 from training_backend.jobs import svg_chart
 from training_backend.jobs.curves import FIRST, smoothed, title
-from training_backend.jobs.run_compare import Progress, RunComparison, pair_sentence, save
+from training_backend.jobs.run_compare import Progress, RunComparison, save
+from training_backend.jobs.run_texts import case_cells, pair_cells, run_cells, setting_cells
 
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1080px; margin: 24px auto;
@@ -31,6 +33,7 @@ img { display: block; background: #000; max-width: 100%; } .note { border-left: 
 .small { color: #555; font-size: 12px; }
 @media print { body { margin: 0; } h2 { break-after: avoid; } figure, svg { break-inside: avoid; } }
 """
+_NUMBER = re.compile(r"[-+]?\d[\d.e+-]*( / \d+| \[.*\])?$|–$")
 _HOW = (
     "Intervals are 95 % bootstrap intervals over cases (2,000 draws). P values are those of the two-sided Wilcoxon "
     "signed-rank test on the cases that both runs scored; with more than two runs also after Holm's correction for the "
@@ -80,34 +83,21 @@ def report(
     comparison: RunComparison, smoothing: float, pictures: Sequence[CasePicture], problems: Sequence[str] = ()
 ) -> str:
     """The page as text."""
+    found = comparison.to_dict()
     names = " · ".join(run.label for run in comparison.runs)
     parts = [
         f"<h1>Comparison of runs</h1><p class='small'>{_safe(names)}<br>{time.strftime('%Y-%m-%d %H:%M')}</p>",
         *(f"<p class='note'>{_safe(without_paths(note))}</p>" for note in (*comparison.notes, *problems)),
-        _runs(comparison),
+        _section("Runs", _table(*run_cells(found))),
         _curves(comparison, smoothing),
-        _pairs(comparison),
-        _differences(comparison),
+        _pairs(comparison, found),
+        _section("Settings that differ", _table(*setting_cells(found)) if comparison.differences else "<p>None.</p>"),
         _pictures(comparison, pictures),
-        _cases(comparison),
+        _section("All cases", _table(*case_cells(found))) if len(found["cases"]) > 1 else "",
     ]
     head = f'<meta charset="utf-8"><title>{_safe(names)}</title><style>{_STYLE}</style>'
     body = "\n".join(part for part in parts if part)
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
-
-
-def _runs(comparison: RunComparison) -> str:
-    metric = comparison.metric
-    heads = ["Run", "Method", "Task", "Preset", "Dataset", "State", "Step", "Best"]
-    rows: list[list[Any]] = []
-    for row in comparison.run_rows():
-        facts = [row[name] for name in ("run", "method", "task", "preset", "dataset", "state")]
-        rows.append([*facts, _Number(f"{row['step']} / {row['steps']}"), _number(row["best"])])
-        if metric is not None:
-            rows[-1] += [_Number(row["cases"]), _interval(row, "mean")]
-    if metric is not None:
-        heads += ["Cases", f"{metric.title}, {comparison.structure or 'mean'}"]
-    return _section("Runs", _table(heads, rows))
 
 
 def _curves(comparison: RunComparison, smoothing: float) -> str:
@@ -126,34 +116,15 @@ def _curves(comparison: RunComparison, smoothing: float) -> str:
     return _section("Curves", f"<p>{keys}</p><div class='charts'>{''.join(charts)}</div>{told}")
 
 
-def _pairs(comparison: RunComparison) -> str:
+def _pairs(comparison: RunComparison, found: dict[str, Any]) -> str:
     metric = comparison.metric
     if metric is None or not comparison.pairs:
         return ""
-    heads = ["Pair", "Cases", "First", "Second", "Difference", "p", "p (Holm)"]
-    rows = [
-        [
-            f"{row['second']} − {row['first']}",
-            _Number(row["cases"]),
-            _number(row["first_mean"]),
-            _number(row["second_mean"]),
-            _interval(row, "difference", "+.3f"),
-            _number(row["p"], ".3g"),
-            _number(row["p_holm"], ".3g"),
-        ]
-        for row in comparison.pair_rows()
-    ]
-    told = "".join(f"<li>{_safe(pair_sentence(pair, metric))}</li>" for pair in comparison.pairs)
+    told = "".join(f"<li>{_safe(sentence)}</li>" for sentence in found["sentences"])
     better = "higher" if metric.higher else "lower"
-    head = f"Pairs by {metric.title} ({better} is better)"
-    return _section(head, f"{_table(heads, rows)}<ul>{told}</ul><p class='small'>{_safe(_HOW)}</p>")
-
-
-def _differences(comparison: RunComparison) -> str:
-    if not comparison.differences:
-        return _section("Settings that differ", "<p>None.</p>")
-    heads = ["Setting", *(run.label for run in comparison.runs)]
-    return _section("Settings that differ", _table(heads, [[name, *values] for name, values in comparison.differences]))
+    table = _table(*pair_cells(found))
+    head = f"Pairs by {metric.title}, {comparison.structure or 'mean'} ({better} is better)"
+    return _section(head, f"{table}<ul>{told}</ul><p class='small'>{_safe(_HOW)}</p>")
 
 
 def _pictures(comparison: RunComparison, pictures: Sequence[CasePicture]) -> str:
@@ -174,41 +145,18 @@ def _pictures(comparison: RunComparison, pictures: Sequence[CasePicture]) -> str
     return _section("Some cases, the worst first", told + "".join(rows)) if rows else ""
 
 
-def _cases(comparison: RunComparison) -> str:
-    heads, *rows = comparison.case_rows()
-    if not rows:
-        return ""
-    told = [[case, structure, *(_number(value) for value in values)] for case, structure, *values in rows]
-    table = _table(["Case", "Structure", *heads[2:]], told)
-    return _section(f"All cases: {comparison.metric.title if comparison.metric else ''}", table)
-
-
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{_safe(title)}</h2>{content}</section>"
 
 
-class _Number(str):
-    """Text of a cell that is aligned as a number."""
-
-
-def _number(value: float | None, form: str = ".3f") -> _Number:
-    return _Number("–" if value is None else format(value, form))
-
-
-def _interval(row: dict[str, Any], name: str, form: str = ".3f") -> _Number:
-    if row[name] is None:
-        return _Number("–")
-    return _Number(f"{row[name]:{form}} [{row['low']:{form}}, {row['high']:{form}}]")
-
-
-def _table(heads: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{_safe(head)}</th>" for head in heads)
     body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
     return f"<div class='scroll'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _cell(value: Any) -> str:
-    return f"<td{' class=number' * isinstance(value, _Number)}>{_safe(value)}</td>"
+def _cell(value: str) -> str:
+    return f"<td{' class=number' * bool(_NUMBER.match(value))}>{_safe(value)}</td>"
 
 
 def _safe(value: Any) -> str:
