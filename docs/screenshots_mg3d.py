@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ def _trained(name: str, config: Any) -> Path:
     folder: Path = runs_root() / name
     if (folder / "run.json").is_file() and summary(folder).state == "finished":
         return folder
+    shutil.rmtree(folder, ignore_errors=True)  # what was interrupted
     run = new_run(config, name)
     launch(run)
     while summary(run).alive:

@@ -15,9 +15,11 @@ from training_backend.config.presets import finetune_config
 from training_backend.data.dataset import Dataset
 from training_backend.data.manifest import DatasetInfo
 from training_backend.data.phantoms import thorax_ct
+from training_backend.data.prepare import stored_input
 from training_backend.engine.rundir import RunDirectory
 from training_backend.engine.worker import execute
 from training_backend.errors import ConfigError, DataError
+from training_backend.evaluate.find_cases import find_by_scan
 from training_backend.evaluate.retrieval import LatentStore, ranks
 from training_backend.evaluate.score import score_split
 from training_backend.evaluate.two_stage import (
@@ -29,6 +31,7 @@ from training_backend.evaluate.two_stage import (
     store_of,
     two_stage_scores,
 )
+from training_backend.evaluate.view import draw
 from training_backend.nn.text_match import TextMatch
 from training_backend.weights.load import load_model
 
@@ -169,7 +172,7 @@ def test_gates_learn_with_the_latents_are_scored_and_searched(cohort: Dataset, t
     small = {
         "method": {"size": "tiny", "window": 3, "heads": (1, 2, 3, 6)},
         "task": {"latent": 8, "gates": 2, "text": {"width": 16, "layers": 1, "heads": 2, "longest": 40}},
-        "data": {"size": (32, 32, 64), "workers": 0},
+        "data": {"size": (32, 48, 48), "workers": 0},
         "optim": {"max_steps": 2, "batch_size": 3},
         "engine": {"device": "cpu", "threads": 1, "val_steps": 2, "preview_minutes": 0},
     }
@@ -185,6 +188,14 @@ def test_gates_learn_with_the_latents_are_scored_and_searched(cohort: Dataset, t
     again = find(str(run.path), cohort.folder, text=cohort.cases()[0].report, top=3, store=tmp_path / "store")
     assert again.rows == table.rows
     assert len(find(str(run.path), cohort.folder, scan="case_0", top=3).rows) == 3
+    loaded = load_model(run.path)
+    scan = stored_input(cohort, cohort.cases()[2], loaded.profile)
+    (itself,) = find_by_scan(loaded, ScanStore.load(tmp_path / "store"), scan, 1)  # seen as it was in training
+    assert itself == ("case_2", pytest.approx(1, abs=1e-4))
+    drawing = draw(loaded, scan, "findings", {"sentence": 1})
+    (picture,) = drawing.placed(list(drawing.frames)[-1])
+    seen = np.multiply(picture.geometry.shape, picture.geometry.spacing_mm)
+    np.testing.assert_allclose(seen, np.multiply(scan.geometry.shape, scan.geometry.spacing_mm), rtol=1e-5)
     kept = b"".join(file.read_bytes() for file in (tmp_path / "store").iterdir())
     assert cohort.cases()[0].report[:20].encode() not in kept
     with pytest.raises(ConfigError, match=r"Give --text or --scan"):

@@ -22,7 +22,7 @@ from training_backend.engine.work import open_work
 from training_backend.engine.worker import execute
 from training_backend.errors import ConfigError, DataError
 from training_backend.methods.base import Batch
-from training_backend.methods.mg3d import FASTER, METHOD, rate
+from training_backend.methods.mg3d import FASTER, METHOD, Mg3dConfig, _read_of, rate
 from training_backend.weights.load import load_model
 
 TINY: dict[str, Any] = {
@@ -246,3 +246,14 @@ def test_bad_settings_and_data_get_a_sentence(dataset: Path) -> None:
     blank = Dataset.open(dataset).cases()[0].updated({"id": "blank", "report": "- -"})
     with pytest.raises(DataError, match="of 1 cases have no sentence: blank"):
         METHOD.check(run, [blank, *Dataset.open(dataset).cases()])
+
+
+def test_of_a_line_with_several_sentences_one_is_read_and_drawn_by_the_step() -> None:
+    text = "Normal heart. No effusion. Clear lungs.\n\nNodule on the left.\n"
+    config = Mg3dConfig(one_piece=True)
+    drawn = [_read_of(text, config, torch.Generator().manual_seed(seed)) for seed in range(12)]
+    assert {tuple(one) for one in drawn} == {
+        (first, "Nodule on the left.") for first in ("Normal heart.", "No effusion.", "Clear lungs.")
+    }
+    assert drawn[3] == _read_of(text, config, torch.Generator().manual_seed(3))
+    assert len(_read_of(text, Mg3dConfig(), torch.Generator())) == 4

@@ -171,7 +171,7 @@ def draw(
         advice = "Choose them from a dataset, or give --dataset DIR --cases ID ID."
         raise ConfigError(f"{view.title} compares cases of a dataset.", advice)
     settings = view.options.parse(dict(options or {}), where=name)
-    patch = loaded.encoder.patch_size
+    patch = _patch(loaded.encoder)
     cut = cut_view(loaded.encoder, prepared, loaded.profile, centre)
     if view.point and point is not None:
         voxel = _voxel_in(cut, point)
@@ -208,8 +208,13 @@ def cut_view(encoder: Encoder, prepared: Prepared, profile: InputProfile, centre
             f"This model looks at {encoder.in_channels} contrast(s) at once, but the scan has {len(prepared.array)}.",
             "Open the missing contrasts too.",
         )
-    start, size = view_box(prepared, profile, encoder.patch_size, centre)
+    start, size = view_box(prepared, profile, _patch(encoder), centre)
     return Cut(_box(prepared.array, start, size), prepared.geometry.cropped(start, size), prepared)
+
+
+def _patch(encoder: Encoder) -> Shape:
+    """What sides of views are multiples of: single voxels where the encoder takes any size, in training too."""
+    return (1, 1, 1) if getattr(encoder, "any_size", False) else encoder.patch_size
 
 
 def view_box(

@@ -47,6 +47,10 @@ class Mg3dConfig(MethodConfig):
     text: TextConfig = TextConfig()
     level: Level = "sentence"
     """What of a report counts as a sentence; clause cuts at commas, semicolons and colons too, as published."""
+    one_piece: bool = Field(False, json_schema_extra=ui(advanced=True))
+    """Where a line of a report has several sentences (or clauses), read one of them, drawn anew in each step. For
+    tables whose lines are sentences, such as those of the authors, who draw once; other reports would lose most of
+    their words."""
     routing: Literal["sentences", "words"] = Field("sentences", json_schema_extra=ui(advanced=True))
     """What helps to draw hidden blocks. sentences: as the paper describes. words: as the published code does, where the
     name of a branch is misspelt."""
@@ -244,7 +248,7 @@ def _read(network: Mg3d, batch: Batch, generator: torch.Generator) -> Reports:
         )
     config: Mg3dConfig = network.settings
     reports = read_reports(
-        [sentences(text, config.level) for text in texts],
+        [_read_of(text, config, generator) for text in texts],
         network.tokeniser,
         generator,
         hidden=config.word_ratio,
@@ -254,6 +258,16 @@ def _read(network: Mg3d, batch: Batch, generator: torch.Generator) -> Reports:
     if silent:
         raise DataError(f"The report of {silent[0]} has no sentence.", "Correct it, or exclude the case.")
     return reports.to(batch.volume.device)
+
+
+def _read_of(text: str, config: Mg3dConfig, generator: torch.Generator) -> list[str]:
+    """Sentences of a report that a step reads."""
+    import torch
+
+    if not config.one_piece:
+        return sentences(text, config.level)
+    lines = [sentences(line, config.level) for line in text.splitlines()]
+    return [line[int(torch.randint(len(line), (1,), generator=generator))] for line in lines if line]
 
 
 def _hidden(network: Mg3d, volume: Tensor, generator: torch.Generator, ratio: float | None = None) -> Tensor:
