@@ -30,7 +30,7 @@ COMMANDS = {
     "strokes": "fill a scan from a few painted voxels",
 }
 GROUPS = {
-    "data": ("inspect", "ingest", "prepare", "candidates", "split", "export", "accept", "undo", "next"),
+    "data": ("inspect", "ingest", "prepare", "candidates", "split", "assign", "export", "accept", "undo", "next"),
     "weights": ("inspect", "import", "export", "probe-orientation"),
     "zoo": ("list", "download"),
     "recipes": ("list", "show"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from training_backend.cli import main
 from training_backend.data.dataset import Dataset
 from training_backend.data.manifest import CaseRecord, DatasetInfo
 from training_backend.data.subsets import class_names, class_of, classify, exclude, move, undo
@@ -74,3 +75,22 @@ def test_values_and_vectors_are_no_classes(tmp_path: Path, target: tuple[float, 
     with pytest.raises(DataError, match="no classes"):
         classify(tmp_path, ["b"], "sharp")
     assert Dataset.open(tmp_path).case("b").target is None
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, listed = tmp_path / "data", tmp_path / "some.txt"
+    dataset(folder, [None] * 4)
+    listed.write_text("c\nd\n")
+    command = ["data", "assign", str(folder), "--cases", str(listed)]
+    assert main([*command, "--split", "val", "--label", "sharp", "--exclude"]) == 0
+    assert "2 of 2 cases" in capsys.readouterr().out
+    case = Dataset.open(folder).case("c")
+    assert (case.split, case.target, case.excluded) == ("val", (0.0,), True)
+    assert main([*command, "--include"]) == 0
+    assert main(command) == 1
+    assert "Nothing was decided" in capsys.readouterr().err
+    listed.write_text("a\nb\nc\nd\n")
+    before = Dataset.open(folder).records
+    assert main([*command, "--split", "test", "--exclude"]) == 1
+    assert "Every case" in capsys.readouterr().err
+    assert Dataset.open(folder).records == before

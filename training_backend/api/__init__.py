@@ -19,7 +19,7 @@ from training_backend.api.data import (
     recipes_show,
 )
 from training_backend.api.find import find
-from training_backend.api.learn import data_accept, data_next, data_undo
+from training_backend.api.learn import data_accept, data_assign, data_next, data_undo
 from training_backend.api.masks import agreement, strokes
 from training_backend.api.models import (
     compare,
@@ -56,6 +56,7 @@ __all__ = [
     "agreement",
     "compare",
     "data_accept",
+    "data_assign",
     "data_candidates",
     "data_export",
     "data_ingest",

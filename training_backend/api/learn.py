@@ -1,4 +1,4 @@
-"""From corrected masks to a better model: accepting them, taking them back, and what to look at next."""
+"""From corrected masks to a better model: accepting them, taking them back, what to look at next, and who learns it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from training_backend.api.progress import progress_bar
+from training_backend.errors import ConfigError, Med3dError
 from training_backend.report import Table
 
 if TYPE_CHECKING:
@@ -88,3 +89,46 @@ def data_next(
     for choice in next_cases(load_model(weights), Dataset.open(folder), by, count, device=device, progress=progress):
         table.add(choice.case_id, choice.reason)
     return table
+
+
+def data_assign(
+    folder: Path,
+    cases: Path,
+    split: Literal["train", "val", "test", "unlabelled"] | None = None,
+    label: str | None = None,
+    exclude: bool = False,
+    include: bool = False,
+) -> str:
+    """Decide about some cases of a dataset: their split, their class, whether they are used.
+
+    Args:
+        folder: Dataset.
+        cases: File with their ids, one per line, as the cohort map saves it.
+        split: They are moved to.
+        label: Name of their class, the target of a classification; empty text takes it away.
+        exclude: Leave them out of training, scores and maps.
+        include: Take excluded ones in again.
+    """
+    from training_backend.data import subsets
+    from training_backend.data.choice import read_ids
+
+    if (exclude and include) or not (split or label is not None or exclude or include):
+        raise ConfigError(
+            "Nothing was decided, or both to exclude and to include.", "Give --split, --label, --exclude or --include."
+        )
+    ids, done = read_ids(cases), []
+    try:
+        if split is not None:
+            done.append(subsets.move(folder, ids, split))
+        if label is not None:
+            done.append(subsets.classify(folder, ids, label.strip()))
+        if exclude:
+            done.append(subsets.exclude(folder, ids))
+        if include:
+            done.append(subsets.include(folder, ids))
+    except Med3dError:
+        for change in reversed(done):
+            subsets.undo(change)
+        raise
+    changed = {id for change in done for id in change.before}
+    return f"{len(changed)} of {len(ids)} cases were changed."

@@ -53,6 +53,15 @@ def exclude(folder: Path, ids: Sequence[str]) -> Change:
     return _changed(folder, ids, lambda _: {"excluded": True})
 
 
+def include(folder: Path, ids: Sequence[str]) -> Change:
+    """Use cases again that were left out.
+
+    Raises:
+        DataError: a subject, or the same image, would be in two splits; nothing is changed then.
+    """
+    return _changed(folder, ids, lambda _: {"excluded": False})
+
+
 def classify(folder: Path, ids: Sequence[str], name: str) -> Change:
     """Give cases a class by its name, which becomes the target that a classification learns.
 
