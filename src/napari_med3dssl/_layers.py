@@ -179,7 +179,7 @@ def vectors_layer(arrows: npt.NDArray[Any], geometry: Geometry, name: str, **fac
         "metadata": _facts(geometry, "vectors", facts),
         "features": pd.DataFrame({LENGTH: np.linalg.norm(data[:, 1] * geometry.spacing_mm, axis=1)}),
         "vector_style": "arrow",
-        "edge_width": max(1.5, 0.006 * max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True)))
+        "edge_width": max(2.5, 0.012 * max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True)))
         / finest,
         "edge_color": ARROWS,
     }
@@ -205,6 +205,20 @@ def geometry_of(layer: Any) -> Geometry:
             "Undo the change of its shape, or open the file again.",
         )
     return geometry_of_scale(shape, layer.scale, layer.translate)
+
+
+def set_geometry(layer: Any, geometry: Geometry) -> None:
+    """Put an image of other origin onto a grid, as if this plugin had opened it.
+
+    Raises:
+        GeometryError: the grid has another shape.
+    """
+    _check_shape(_shape3(layer.data), geometry)
+    identity = np.eye(layer.ndim)
+    layer.affine, layer.rotate, layer.shear = np.eye(layer.ndim + 1), identity, identity
+    for name, value in placement(geometry).items():
+        setattr(layer, name, value)
+    layer.metadata = {**layer.metadata, **_facts(geometry, "image", {"modality": "unknown"})}
 
 
 def geometry_of_scale(shape: Shape, scale: Sequence[float], translate: Sequence[float]) -> Geometry:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from qtpy.QtGui import QHideEvent, QShowEvent
-from qtpy.QtWidgets import QFormLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QCheckBox, QFormLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_med3dssl import _work
-from napari_med3dssl._layers import facts_of, volume_of
+from napari_med3dssl._layers import facts_of, geometry_of, volume_of
 from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Notice, Page, button, button_row, combo, wrapping
 from napari_med3dssl.cohort_map import CohortSection
@@ -25,15 +25,18 @@ from napari_med3dssl.explore_cases import CasesSection
 from napari_med3dssl.explore_compare import CompareSection
 from napari_med3dssl.explore_export import ExportSection
 from napari_med3dssl.explore_findings import FindingsSection
+from napari_med3dssl.explore_geometry import GeometryQuestion
 from napari_med3dssl.explore_learn import LearnSection
 from napari_med3dssl.explore_maths import TokenIndex
 from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.explore_query import QuerySection
 from napari_med3dssl.explore_retrieval import TASKS, RetrievalSection
-from napari_med3dssl.explore_sections import AttentionSection, EmbeddingSection, MaskingSection, SimilaritySection
+from napari_med3dssl.explore_sections import AttentionSection, EmbeddingSection, MaskingSection
+from napari_med3dssl.explore_similarity import SimilaritySection
 from napari_med3dssl.explore_strokes import StrokesSection
 from napari_med3dssl.explore_text import ReportBox, TextSection
 from napari_med3dssl.explore_views import ViewSection
+from napari_med3dssl.explore_watch import ScanWatch, fingerprint_of
 from napari_med3dssl.predict_box import contrasts
 from napari_med3dssl.weights_picker import WeightsPicker
 from training_backend.config.registry import methods
@@ -41,7 +44,14 @@ from training_backend.data.volume import Geometry
 from training_backend.errors import Med3dError
 from training_backend.jobs.sources import ModelFacts, WeightsSource, model_facts, run_sources, views_of
 
+if TYPE_CHECKING:
+    from training_backend.jobs.client import ServeClient
+
 EMPTY_SCAN = "Open a scan to begin: drop a file on the viewer, or File › Open Sample › Med3D SSL."
+ASKED_FROM = 0.5
+"""Share of the free memory from which on it is asked before features are computed."""
+FULL = 0.9
+"""Share of the free memory from which on they are not computed."""
 EMPTY_MODEL = "Choose a model: a run that has finished, a weights file, or published weights."
 
 SECTIONS: dict[str, type[ViewSection]] = {"report": TextSection, "query": QuerySection, "findings": FindingsSection}
@@ -93,6 +103,8 @@ class ExplorePanel(QWidget):
         self._maps: dict[str, PictureLayers] = {}
         self._job: _work.Job | None = None
         self._scans: list[Any] = []
+        self._watch = ScanWatch(self)
+        self._watch.changed.connect(self._on_scan_changed)
         self._build()
         state.follow(self, state.model_changed, self._on_model_changed)
         state.follow(self, state.runs_changed, self.suggest_model)
@@ -175,7 +187,7 @@ class ExplorePanel(QWidget):
         self.notice.say("busy", doing)
         self._job = _work.start(
             self,
-            lambda progress: _prepared(client.request(op, source=source, progress=progress, **params)),
+            lambda progress: _prepared(client, op, source=source, progress=progress, **params),
             done=lambda values: self._finish(then, values),
             failed=lambda sentence: self._give_up("error", sentence),
             cancelled=lambda: self._give_up("info", stopped),
@@ -187,12 +199,22 @@ class ExplorePanel(QWidget):
 
     def compute_other(self, scan: Any, then: Callable[[Features], None]) -> bool:
         """Have the tokens of another scan computed, to look in it for what was picked in the present one."""
-        doing = f"Computing features of {scan.name}…"
-        return self.ask("features", lambda values: then(_features(values)), doing, scan=scan, level=self.level)
+        return self._estimated(scan, lambda values: then(self._watched(scan, values)))
 
     def compute_features(self) -> None:
         """Have the tokens of the present scan computed (or read from the cache)."""
-        self.ask("features", self._keep_features, "Computing features…", level=self.level)
+        scan = self.scan
+        self._estimated(scan, lambda values: self._keep_features(scan, values))
+
+    def check_unchanged(self) -> None:
+        """Look whether the voxels are still those that features were computed of; it is said where they are not."""
+        for layer in {self.scan, self.similarity.target} - {None}:
+            self._watch.check(layer)
+
+    def say_outside(self) -> None:
+        """Say that a click was beside the scan."""
+        if self.scan is not None:
+            self.notice.say("info", f"This place lies outside {self.scan.name}, and nothing was picked; click inside.")
 
     @property
     def level(self) -> int:
@@ -254,6 +276,11 @@ class ExplorePanel(QWidget):
         self.scale_box.currentIndexChanged.connect(self._forget_features)
         self.scale_label = QLabel("Scale")
         form.addRow(self.scale_label, self.scale_box)
+        self.normalised = QCheckBox("Normalised features")
+        self.normalised.setChecked(True)
+        self.normalised.setToolTip("Off takes the tokens as the last block leaves them, without the final norm.")
+        self.normalised.toggled.connect(self._forget_features)
+        form.addRow(self.normalised)
         self.compute_button = button(
             "Compute features", self.compute_features, "Let the model look at every patch of the scan; needed once."
         )
@@ -261,8 +288,10 @@ class ExplorePanel(QWidget):
         self.cancel_button = button("Cancel", self.cancel, "Stop what the model process does now.")
         self.progress = QProgressBar()
         self.progress.setAccessibleName("Progress of the model process")
-        self.notice = Notice()
-        self.summary = wrapping("")
+        self.notice, self.warning = Notice(), Notice()
+        self.geometry = GeometryQuestion(self._on_geometry)
+        self.summary, self.estimate = wrapping(""), wrapping("")
+        self.estimate.hide()
         self.similarity = SimilaritySection(self)
         self.strokes = StrokesSection(self)
         self.comparison = CompareSection(self)
@@ -276,7 +305,7 @@ class ExplorePanel(QWidget):
         page = Page()
         page.column.addLayout(form)
         page.column.addWidget(button_row(self.compute_button, self.load_button, self.cancel_button))
-        for widget in (self.progress, self.notice, self.summary):
+        for widget in (self.geometry, self.progress, self.notice, self.warning, self.summary, self.estimate):
             page.column.addWidget(widget)
         first = (self.similarity, self.strokes, self.comparison, self.learning)
         for section in (*first, self.embedding, self.masking, self.attention):
@@ -296,6 +325,61 @@ class ExplorePanel(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(page)
 
+    def _estimated(self, scan: Any | None, then: Callable[[dict[str, Any]], None]) -> bool:
+        """Have the features of a scan computed, after it was told what they take, and asked where that is much."""
+        if not self._ready():
+            return False
+        try:
+            grid = geometry_of(scan)
+            contrasts_read = len(contrasts(self.viewer, scan))
+        except Med3dError as error:
+            self.notice.say("error", str(error))
+            return False
+        how = {"level": self.level, "normalised": self.normalised.isChecked()}
+        doing = "Computing features…" if scan is self.scan else f"Computing features of {scan.name}…"
+
+        def compute() -> None:
+            self.ask("features", then, doing, scan=scan, **how)
+
+        def told(values: dict[str, Any]) -> None:
+            share = values["bytes"] / max(values["free"], 1)
+            self.estimate.setText(values["sentence"])
+            self.estimate.show()
+            if share > FULL:
+                advice = "Crop or downsample the scan, choose a coarser scale, or a model with larger patches."
+                self.notice.say("error", f"The features of this scan do not fit. {values['sentence']} {advice}")
+            elif share > ASKED_FROM:
+                said = f"The features of this scan take much of the memory. {values['sentence']}"
+                self.notice.say("warning", said, [("Compute", compute), ("Leave it", self.notice.clear)])
+            else:
+                compute()
+
+        asked = {"geometry": grid, "contrasts": contrasts_read, "level": self.level}
+        return self.ask("features_need", told, "Looking what the features take…", scanless=True, **asked)
+
+    def _watched(self, scan: Any, values: dict[str, Any]) -> Features:
+        """Features of a scan, which is watched from then on."""
+        self._watch.watch(scan, values["fingerprint"])
+        return _features(values)
+
+    def _on_scan_changed(self, layer: Any) -> None:
+        """Forget what was computed of a scan whose voxels changed, and offer to compute it again."""
+        self.similarity.outdate(layer)
+        said = f"{layer.name} was changed after its features were computed, so they do not belong to it any more."
+        if layer is not self.scan:
+            self.notice.say("warning", said, [("Compute again", self.similarity.compute_again)])
+            return
+        self.features = None
+        self.leave_picking()
+        self.strokes.forget()
+        self.notice.say("warning", said, [("Compute again", self.compute_features)])
+        self._refresh()
+
+    def _on_geometry(self) -> None:
+        """Begin anew with a scan that has another place or size than was thought."""
+        self._refresh_scans()
+        self._forget_features()
+
     def _on_ended(self) -> None:
         self._job = None
         for section in self.views:
@@ -306,6 +390,10 @@ class ExplorePanel(QWidget):
         self.notice.clear()
         self.summary.setText(str(values.get("summary", "")))
         self._offer_views(ModelFacts(values["method"], values["kind"], values["task"]))
+        if values.get("warning"):
+            self.warning.say("warning", values["warning"])
+        elif "warning" in values:
+            self.warning.clear()
         try:
             then(values)
         except Med3dError as error:
@@ -361,13 +449,14 @@ class ExplorePanel(QWidget):
         for widget in (self.scale_box, self.scale_label):
             widget.setVisible(bool(scales))
 
-    def _keep_features(self, values: dict[str, Any]) -> None:
-        self.features = _features(values)
+    def _keep_features(self, scan: Any, values: dict[str, Any]) -> None:
+        self.features = self._watched(scan, values)
         d, h, w, width = self.features.tokens.shape
         how = "read from the cache" if values["cached"] else "computed"
         places = "places" if self.level else "tokens"
         self.notice.say("ok", f"Features {how}: {d} × {h} × {w} {places} of {width} numbers.")
         self._refresh()
+        self.similarity.look_again()
 
     def _show_progress(self, share: float, text: str) -> None:
         self.progress.setValue(round(100 * share))
@@ -392,6 +481,8 @@ class ExplorePanel(QWidget):
         self.scan_box.blockSignals(False)
         if self.scan is not chosen:
             self._forget_features()
+        else:
+            self.geometry.ask(self.scan, self.others)
         for section in (self.comparison, self.beside, self.export):
             section.offer()
         self._offer_others()
@@ -417,6 +508,10 @@ class ExplorePanel(QWidget):
 
     def _forget_features(self) -> None:
         self.features = None
+        self._watch.forget()
+        self.estimate.hide()
+        self.warning.clear()
+        self.geometry.ask(self.scan, self.others)
         self.leave_picking()
         self.similarity.forget()
         self.strokes.forget()
@@ -462,10 +557,15 @@ def _features(values: dict[str, Any]) -> Features:
     return Features(values["tokens"], values["geometry"], values["body"], values["index"])
 
 
-def _prepared(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of an answer, with the similarity index built while still in the worker thread."""
+def _prepared(client: ServeClient, op: str, **params: Any) -> dict[str, Any]:
+    """Values of an answer, with what takes its time done while still in the worker thread.
+
+    Features come with an index for similarity, and with the fingerprint that the scan had when it was sent.
+    """
+    fingerprint = fingerprint_of(params["volumes"][0].array) if op == "features" else ""
+    values: dict[str, Any] = client.request(op, **params)
     if "tokens" in values:
-        values["index"] = TokenIndex(values["tokens"])
+        values |= {"index": TokenIndex(values["tokens"]), "fingerprint": fingerprint}
     return values
 
 

@@ -31,7 +31,7 @@ class CasesSection(ViewSection):
         self.cases.setAccessibleName("Cases to compare")
         self.cases.setFixedHeight(110)
         self.passages = Passages()
-        self.form.insertRow(1, "Cases", self.cases)
+        self.form.insertRow(0, "Cases", self.cases)
         self.column.addWidget(self.passages)
         self._why.setText(f"Choose a model first. {LACKING}")
         panel.state.follow(self, panel.state.dataset_changed, lambda _: self.look_up())

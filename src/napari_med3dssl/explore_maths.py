@@ -32,7 +32,8 @@ class TokenIndex:
     def __init__(self, tokens: npt.NDArray[Any]) -> None:
         self.grid: Index = (tokens.shape[0], tokens.shape[1], tokens.shape[2])
         flat = tokens.reshape(-1, tokens.shape[-1]).astype(np.float32)
-        flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+        lengths = np.sqrt(np.einsum("nc,nc->n", flat, flat))  # needs no second copy of the tokens, as a norm does
+        flat /= np.maximum(lengths, 1e-12)[:, None]
         self._unit = flat
 
     def similarity(self, positive: Sequence[Index], negative: Sequence[Index] = ()) -> Floats:

@@ -1,26 +1,28 @@
 """Picking voxels with the mouse: a mode of its own, outside of which no click is touched.
 
 A click sets the positive seed, Shift+click adds one, Ctrl+click adds a negative one, dragging moves the last seed, Esc
-leaves. In 3D the voxel is the brightest one along the ray under the cursor, which is the one a MIP rendering shows.
+leaves. In 3D the voxel is the one that is seen under the cursor, see `explore_rays`; a drag that begins beside the scan
+turns the view as ever.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from napari_med3dssl import _compat
 from napari_med3dssl._layers import add, geometry_of, points_layer
-
-Voxel = tuple[int, int, int]
+from napari_med3dssl.explore_rays import Voxel, picked_voxel
 
 LIVE_S = 1 / 15
 """Shortest time between two updates while dragging."""
+UNDONE = 50
+"""Changes that can be taken back, at most."""
 POSITIVE, NEGATIVE = "#56b4e9", "#e69f00"
 BANNER = "Click: pick · Shift: add · Ctrl: exclude · Esc: leave"
 
@@ -44,12 +46,19 @@ class PickMode:
         changed: called with the seeds after each change.
         left: called when the user left the mode with Esc.
         banner: what the canvas says while the mode is on.
+        outside: called when a click was beside the layer.
     """
 
     def __init__(
-        self, viewer: Any, changed: Callable[[Seeds], None], left: Callable[[], None], banner: str = BANNER
+        self,
+        viewer: Any,
+        changed: Callable[[Seeds], None],
+        left: Callable[[], None],
+        banner: str = BANNER,
+        outside: Callable[[], None] = lambda: None,
     ) -> None:
-        self._viewer, self._changed, self._left, self._banner = viewer, changed, left, banner
+        self._viewer, self._changed, self._left, self._banner, self._outside = viewer, changed, left, banner, outside
+        self._past: list[Seeds] = []
         self._layer: Any = None
         self._escape: Any = None
         self.seeds = Seeds()
@@ -81,16 +90,39 @@ class PickMode:
         self._viewer.cursor.style = "standard"
         self._show_banner("")
 
+    @property
+    def undoable(self) -> bool:
+        """Whether there is a change of the seeds to take back."""
+        return bool(self._past)
+
+    def undo(self) -> None:
+        """Take the last click, drag or clearing back."""
+        if self._past:
+            self.seeds = self._past.pop()
+            self._changed(self.seeds)
+
     def clear(self) -> None:
-        """Forget all seeds."""
+        """Remove all seeds; `undo` brings them back."""
+        if len(self.seeds):
+            self._remember()
         self.seeds = Seeds()
+
+    def forget(self) -> None:
+        """Begin anew, with nothing to undo."""
+        self.seeds, self._past = Seeds(), []
+
+    def _remember(self) -> None:
+        self._past = [*self._past[1 - UNDONE :], deepcopy(self.seeds)]
 
     def _on_mouse(self, _viewer: Any, event: Any) -> Iterator[None]:
         if event.button not in (None, 1):
             return
-        event.handled = True
-        voxel = picked_voxel(self._layer, event)
+        voxel = picked_voxel(self._viewer, self._layer, event)
+        event.handled = voxel is not None or len(event.dims_displayed) == 2  # in 3D a drag beside the scan turns it
         if voxel is None:
+            yield
+            if event.type != "mouse_move":
+                self._outside()
             return
         kind = self._place(voxel, [str(getattr(key, "name", key)) for key in event.modifiers])
         self._changed(self.seeds)
@@ -99,7 +131,7 @@ class PickMode:
         yield
         while event.type == "mouse_move":
             event.handled = True
-            voxel = picked_voxel(self._layer, event) if self.active else None
+            voxel = picked_voxel(self._viewer, self._layer, event) if self.active else None
             if voxel is not None and voxel != kind[-1]:
                 kind[-1] = voxel
                 moved = True
@@ -112,6 +144,7 @@ class PickMode:
 
     def _place(self, voxel: Voxel, modifiers: list[str]) -> list[Voxel]:
         """Add a seed as the modifier keys ask; the list whose last seed it now is."""
+        self._remember()
         kind = self.seeds.negative if "Control" in modifiers else self.seeds.positive
         if not modifiers:
             self.seeds.positive.clear()
@@ -129,31 +162,6 @@ class PickMode:
             overlay.text, overlay.visible = text, bool(text)
 
 
-def picked_voxel(layer: Any, event: Any) -> Voxel | None:
-    """Voxel (z, y, x) of `layer` under the cursor, or None beside it."""
-    if len(event.dims_displayed) == 3:
-        return _brightest_on_ray(layer, event)
-    voxel = np.floor(np.asarray(layer.world_to_data(event.position)) + 0.5).astype(int)
-    return _inside(voxel, layer.data.shape)
-
-
-def _brightest_on_ray(layer: Any, event: Any) -> Voxel | None:
-    start, end = layer.get_ray_intersections(event.position, event.view_direction, event.dims_displayed)
-    if start is None or end is None:
-        return None
-    length = int(np.ceil(np.abs(end - start).max())) + 1
-    points = np.floor(np.linspace(start, end, 2 * length) + 0.5).astype(int)
-    points = np.clip(points, 0, np.array(layer.data.shape[:3]) - 1)
-    brightest = points[int(np.argmax(layer.data[tuple(points.T)]))]
-    return _inside(brightest, layer.data.shape)
-
-
-def _inside(voxel: npt.NDArray[Any], shape: tuple[int, ...]) -> Voxel | None:
-    if (voxel < 0).any() or (voxel >= shape[:3]).any():
-        return None
-    return (int(voxel[0]), int(voxel[1]), int(voxel[2]))
-
-
 def draw_seeds(viewer: Any, layer: Any, seeds: Seeds, source: Any) -> Any:
     """Points layer of the seeds, kept when there is one; kinds differ in symbol and colour."""
     import pandas as pd
@@ -162,7 +170,7 @@ def draw_seeds(viewer: Any, layer: Any, seeds: Seeds, source: Any) -> Any:
     voxels = np.array([*seeds.positive, *seeds.negative], float).reshape(-1, 3)
     if layer is None or layer not in viewer.layers:
         active = viewer.layers.selection.active
-        size = max(3.0, 0.02 * max(source.data.shape[:3]))
+        size = max(3.0, 0.03 * max(source.data.shape[:3]))
         layer = add(viewer, points_layer(voxels, geometry_of(source), f"{source.name} · seeds", size=size))
         layer.projection_mode = "all"
         viewer.layers.selection.active = active
@@ -174,3 +182,11 @@ def draw_seeds(viewer: Any, layer: Any, seeds: Seeds, source: Any) -> Any:
     layer.face_color = [POSITIVE if kind == "like this" else NEGATIVE for kind in kinds]
     layer.border_color = "white"
     return layer
+
+
+def raise_to_top(viewer: Any, layer: Any) -> None:
+    """Draw a layer above all others."""
+    last = len(viewer.layers) - 1
+    index = viewer.layers.index(layer)
+    if index != last:
+        viewer.layers.move(index, last + 1)

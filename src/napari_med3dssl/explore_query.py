@@ -52,8 +52,8 @@ class QuerySection(ViewSection):
         self.clear_button = button("Clear", self.clear, "Remove the maps.")
         self.list = wrapping("")
         self.list.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.form.insertRow(1, "Look for", self.words)
-        self.form.insertRow(2, self.stack)
+        self.form.insertRow(0, "Look for", self.words)
+        self.form.insertRow(1, self.stack)
         self.column.addWidget(self.list)
         self.column.addWidget(button_row(self.clear_button))
         self.shown: dict[int, str] = {}

@@ -57,10 +57,11 @@ class RetrievalSection(ExploreSection):
         self.open_button = button("Open case", self.open_hit, "Open the chosen case beside the scan.")
         self.form.addRow("Words", self.words)
         self.form.addRow(button_row(self.text_button, self.scan_button))
-        self.form.addRow(self.about)
-        self.form.addRow(self.table)
-        self.form.addRow(self.report)
-        self.form.addRow(button_row(self.open_button))
+        self.rows.addWidget(self.about)  # not into the form: it would cut lines off
+        form = self.add_form()
+        form.addRow(self.table)
+        form.addRow(self.report)
+        form.addRow(button_row(self.open_button))
         self.hits: list[dict[str, Any]] = []
         panel.state.follow(self, panel.state.dataset_changed, lambda _: self.forget())
         self.forget()

@@ -8,7 +8,7 @@ from qtpy.QtCore import QTimer
 
 from napari_med3dssl._widgets import button, button_row, combo, wrapping
 from napari_med3dssl.explore_matrix import Matrices
-from napari_med3dssl.explore_pick import PickMode, Seeds, Voxel, draw_seeds
+from napari_med3dssl.explore_pick import PickMode, Seeds, Voxel, draw_seeds, raise_to_top
 from napari_med3dssl.explore_pictures import PictureLayers
 from napari_med3dssl.explore_sections import ExploreSection, point_inside, view_point
 from napari_med3dssl.forms import Form
@@ -51,7 +51,7 @@ class ViewSection(ExploreSection):
         self._others: list[Any] = []
         self._voxel: Voxel | None = None
         self._marker: Any = None
-        self._pick = PickMode(panel.viewer, self._on_picked, self.leave, BANNER)
+        self._pick = PickMode(panel.viewer, self._on_picked, self.leave, BANNER, panel.say_outside)
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(SETTLE_MS)
@@ -71,7 +71,7 @@ class ViewSection(ExploreSection):
         self.text = wrapping("")
         self.matrices = Matrices()
         first = self.pick_button if view.point else self.show_button
-        self.form.addRow(self.about)
+        self.rows.insertWidget(0, self.about)  # not into the form: it would cut lines off
         if view.other:
             self.form.addRow("Other scan", self.where)
         if self.against is not None:
@@ -79,7 +79,7 @@ class ViewSection(ExploreSection):
             self.form.addRow("Compared with", self.against)
         self.form.addRow(self.settings)
         self.form.addRow(button_row(first, self.stop_button, self.grid_button))
-        self.column.addWidget(self.text)  # not into the form: it would cut lines off a text that grows
+        self.column.addWidget(self.text)
         self.column.addWidget(self.matrices)
         self.grid_button.setEnabled(False)
 
@@ -160,7 +160,7 @@ class ViewSection(ExploreSection):
     def forget(self) -> None:
         """Draw nothing of itself for another scan or model; what was drawn stays in the view."""
         self._settle.stop()
-        self._pick.clear()
+        self._pick.forget()
         self._centre = self._voxel = self._marker = None
         self.wanted, self._follow = False, True
 
@@ -246,11 +246,4 @@ class ViewSection(ExploreSection):
         if values["share"] >= 1:
             self._follow = False
         if self._marker is not None and self._marker in self.panel.viewer.layers and len(layers) == 1:
-            _raise_to_top(self.panel.viewer, self._marker)
-
-
-def _raise_to_top(viewer: Any, layer: Any) -> None:
-    last = len(viewer.layers) - 1
-    index = viewer.layers.index(layer)
-    if index != last:
-        viewer.layers.move(index, last + 1)
+            raise_to_top(self.panel.viewer, self._marker)

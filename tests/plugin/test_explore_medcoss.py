@@ -56,8 +56,8 @@ def ready(panel: ExplorePanel, stages: Path) -> ExplorePanel:
 
 
 def test_two_scans_are_mixed_and_two_models_compared(ready: ExplorePanel, stages: Path, qtbot: Any) -> None:
-    assert [one.view.name for one in ready.views] == ["mixture", "drift", "positions"]
-    mixture, drift, positions = ready.views
+    assert [one.view.name for one in ready.views] == ["mixture", "drift", "positions", "token-attention"]
+    mixture, drift, positions, _ = ready.views
     assert mixture.against is None
     mixture.fold(False)
     mixture.show_button.click()

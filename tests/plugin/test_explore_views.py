@@ -90,7 +90,7 @@ def test_the_model_decides_which_views_there_are(
     assert names == ["next-patch", "roll-out", "predictability", "sequence", "token-attention"]  # known from the card
     assert not ready.masking.isVisibleTo(ready)
     ready.state.model = masked_model
-    assert ready.views == []
+    assert [one.view.name for one in ready.views] == ["token-attention"]
     assert ready.masking.isVisibleTo(ready)
     file = tmp_path / "weights.safetensors"  # only the weights of a lone file tell what it is
     file.write_bytes((Path(model) / "model.safetensors").read_bytes())

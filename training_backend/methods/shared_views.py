@@ -150,10 +150,11 @@ def attention_frame(
     head = f"head {options.head}" if options.head else f"mean of {len(weights)} heads"
     text = (
         f"Block {block + 1}, {head}: the patch at z, y, x = {', '.join(str(k + 1) for k in cell)} looks at most "
-        f"{shown.max():.1f} times as much at one place as if it looked at all alike; "
+        f"{shown.max():.1f} and at least {shown.min():.2f} times as much at a place as if it looked at all alike; "
         f"{100 * max(0.0, 1 - float(chosen.sum())):.0f} % goes to the {first} token."
     )
-    limits = (0.0, max(float(np.percentile(shown, 99.5)), 1e-3))
+    low, high = (float(value) for value in np.percentile(shown, [0.5, 99.5]))
+    limits = (low, max(high, low + 1e-3))
     return Frame([PreviewArray("attention", shown, "heatmap", voxels=encoder.patch_size, limits=limits)], text)
 
 
