@@ -135,8 +135,13 @@ def runs_compare(
     for target in (csv, pairs_csv, cases_csv, html):
         if target is not None:
             run_compare.check_target(target)
-    bar = progress_bar("compare")
-    found = run_compare.compare_runs(list(runs), metric, structure, seed=seed, progress=lambda share, _: bar(share))
+    bar: list[Any] = []  # drawn only when something has to be measured
+
+    def measuring(share: float, _text: str) -> bool:
+        bar[:] = bar or [progress_bar("compare")]
+        return bool(bar[0](share))
+
+    found = run_compare.compare_runs(list(runs), metric, structure, seed=seed, progress=measuring)
     for path, text in ((csv, found.runs_csv()), (pairs_csv, found.pairs_csv()), (cases_csv, found.cases_csv())):
         if path is not None:
             run_compare.save(path, text)

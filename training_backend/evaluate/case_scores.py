@@ -99,6 +99,11 @@ def read_scores(run: Path, config: RunConfig, metric: str, progress: Progress | 
         return measured(run, config, progress)[metric]
     if metric != "dice":
         return _answer_scores(run, config, metric)
+    return label_dice(run)
+
+
+def label_dice(run: Path) -> Scores:
+    """Dice of each class by case, as the run wrote it; a `DataError` where it wrote none or it cannot be read."""
     try:
         return {
             str(entry["case"]): {str(name): float(value) for name, value in entry["dice"].items()}

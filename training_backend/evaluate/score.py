@@ -1,8 +1,7 @@
-"""Scores of fine-tuned models: one model on a split of a dataset, and several runs against each other."""
+"""Scores of fine-tuned models on a split of a dataset, and those that a run wrote of its validation cases."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from training_backend.errors import DataError
+from training_backend.evaluate.case_scores import averaged, label_dice
 from training_backend.evaluate.segmentation_metrics import (
     METRICS,
     ClassScore,
-    bootstrap_mean,
     score_case,
     score_regions,
     summarise,
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from training_backend.data.dataset import Dataset
     from training_backend.data.manifest import CaseRecord, Split
     from training_backend.weights.load import LoadedModel
-
-FEWEST_PAIRS = 6
-"""Fewer pairs than this cannot reach 5 % in a two-sided Wilcoxon test, so none is reported."""
 
 
 def score_split(
@@ -89,38 +85,6 @@ def score_split(
         metrics |= findings_report(classifier, model.config, task, results)
     for name, value in metrics.items():
         table.add(name, f"{value:.4f}")
-    return table
-
-
-def compare_runs(runs: Sequence[Path]) -> Table:
-    """Mean Dice of each segmentation run on the validation cases that all share, and its difference to the first run.
-
-    The difference is paired by case: mean with 95 % bootstrap interval, and the two-sided Wilcoxon signed-rank p value
-    where there are at least six cases.
-
-    Args:
-        runs: directories of finished fine-tuning runs; the first is the reference.
-    """
-    from scipy.stats import wilcoxon
-
-    if len(runs) < 2:
-        raise DataError(
-            f"A comparison needs at least two runs, but {len(runs) or 'none'} was named.",
-            "Name the reference first, then the others.",
-        )
-    scores = [case_dice(Path(run)) for run in runs]
-    shared = sorted(set.intersection(*(set(score) for score in scores)))
-    if not shared:
-        raise DataError("These runs share no validation case.", "Compare runs on the same dataset and split.")
-    table = Table(("run", "cases", "Dice", "difference to first", "p"))
-    reference = np.array([scores[0][case] for case in shared])
-    for run, score in zip(runs, scores, strict=True):
-        values = np.array([score[case] for case in shared])
-        change = values - reference
-        enough = len(shared) >= FEWEST_PAIRS and bool(np.any(change))
-        p = f"{wilcoxon(change).pvalue:.3g}" if enough else "-"
-        difference = "-" if run == runs[0] else str(bootstrap_mean(change.tolist()))
-        table.add(Path(run).name, len(shared), bootstrap_mean(values.tolist()), difference, p)
     return table
 
 
@@ -187,11 +151,9 @@ def _predict(
 
 def case_dice(run: Path) -> dict[str, float]:
     """Mean Dice over classes by case, from the predictions that the run wrote at its end."""
-    path = run / "predictions" / "cases.json"
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return {entry["case"]: float(np.mean(list(entry["dice"].values()))) for entry in entries if entry.get("dice")}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:  # none, or of a task without masks
+        return averaged(label_dice(run))
+    except DataError as error:  # none, or of a task without masks
         raise DataError(
             f"{run.name} has no scored validation cases (predictions/cases.json).",
             "Choose finished segmentation runs.",

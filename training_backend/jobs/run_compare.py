@@ -336,7 +336,7 @@ def _notes(runs: Sequence[ComparedRun], metric: Metric | None) -> list[str]:
     if len(scored) > 1 and any(cases != scored[0] for cases in scored):
         shared, each = len(set.intersection(*scored)), ", ".join(str(len(cases)) for cases in scored)
         notes.append(
-            f"The runs scored different cases ({each}), {shared} of them in common. "
+            f"The runs scored different cases ({each}), {shared or 'none'} of them in common. "
             "Means are over each run's own cases; pairs are compared on the cases that both scored."
         )
     if len({run.dataset for run in runs}) > 1:
