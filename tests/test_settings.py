@@ -11,7 +11,7 @@ from training_backend.config.presets import backbone_config, finetune_config, pr
 from training_backend.config.registry import method, methods, tasks
 from training_backend.config.registry import task as find_task
 from training_backend.data.prepare import InputProfile
-from training_backend.engine.rundir import RunDirectory
+from training_backend.engine.rundir import RunDirectory, located
 from training_backend.errors import WeightsError
 from training_backend.settings import _defaults
 from training_backend.weights.export import export
@@ -87,3 +87,21 @@ def test_a_view_that_is_named_stays() -> None:
     backbone = {"method": {"name": "mg3d"}, "data": {"view": "volume"}}
     found = backbone_config("segmentation", "tiny", Path("d"), backbone, {"data": {"view": "volume"}})
     assert found.data.view == "volume"
+
+
+def test_a_text_model_is_found_from_any_folder_and_no_card_tells_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    text = {"text": {"source": "models/bert"}}
+    pretrain = pretrain_config("mg3d", "tiny", Path("d"), {"method": text})
+    read: Any = {"task": {**text, "reader": "text"}}
+    for run in (pretrain, finetune_config("text_classification", "tiny", Path("d"), "mg3d", read)):
+        found = located(run)
+        part: Any = found.task or found.method
+        assert part.text.source == str((tmp_path / "models" / "bert").resolve())
+        assert part.updated(part.portable()).text.source == "bert"
+    hub = pretrain_config("mg3d", "published", Path("d"))
+    assert located(hub).method.text.source == "StanfordAIMI/RadBERT"  # type: ignore[attr-defined]
+    assert hub.method.portable() == {"text": {}}

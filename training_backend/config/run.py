@@ -9,24 +9,31 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from training_backend.config.data import DataConfig
 from training_backend.config.engine import EngineConfig, OptimConfig
 from training_backend.config.model import ConfigModel, ui
+from training_backend.config.text import TextConfig
 
 
-class MethodConfig(ConfigModel):
+class PartConfig(ConfigModel):
+    """Settings of a method or task, of which some may name files."""
+
+    def located(self) -> dict[str, Any]:
+        """Changes that make its paths hold from any working directory."""
+        text = getattr(self, "text", None)
+        return {"text": text.located()} if isinstance(text, TextConfig) else {}
+
+    def portable(self) -> dict[str, Any]:
+        """Changes that take the places on this disk out of it."""
+        text = getattr(self, "text", None)
+        return {"text": text.portable()} if isinstance(text, TextConfig) else {}
+
+
+class MethodConfig(PartConfig):
     """Settings of a self-supervised method; each method's own model extends this one."""
 
     name: str
     """Registered name of the method."""
 
-    def located(self) -> dict[str, Any]:
-        """Changes that make its paths hold from any working directory."""
-        return {}
 
-    def portable(self) -> dict[str, Any]:
-        """Changes that take the places on this disk out of it."""
-        return {}
-
-
-class TaskConfig(ConfigModel):
+class TaskConfig(PartConfig):
     """Settings of a downstream task; each task's own model extends this one."""
 
     name: str

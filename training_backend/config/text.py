@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from training_backend.config.model import ConfigModel, ui
@@ -29,3 +31,12 @@ class TextConfig(ConfigModel):
     """Settings of the text model as JSON; filled in the card of a trained model, which then needs `source` no more."""
     tokeniser: str = Field("", json_schema_extra=ui(hidden=True))
     """The tokeniser as JSON; filled like `architecture`."""
+
+    def located(self) -> dict[str, str]:
+        """Changes that make a folder hold from any working directory."""
+        folder = Path(self.source).expanduser()
+        return {"source": str(folder.resolve())} if self.source and folder.is_dir() else {}
+
+    def portable(self) -> dict[str, str]:
+        """Changes that leave of a folder on this disk its name alone."""
+        return {"source": Path(self.source).name} if Path(self.source).is_absolute() else {}

@@ -69,6 +69,8 @@ def card_of(work: Work, step: int) -> dict[str, Any]:
     elif work.task is None:
         config = work.method.contained(network, config)
     config = config.updated({"method": config.method.portable()})
+    if config.task is not None:
+        config = config.updated({"task": config.task.portable()})
     return {
         "kind": work.config.kind,
         "config": config.model_dump(mode="json"),

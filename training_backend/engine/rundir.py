@@ -149,6 +149,8 @@ def located(config: RunConfig) -> RunConfig:
     if config.data.labelled is not None and config.data.labelled.dataset is not None:
         data["labelled"] = {"dataset": config.data.labelled.dataset.resolve()}
     changes: dict[str, Any] = {"data": data, "method": config.method.located()}
+    if config.task is not None:
+        changes["task"] = config.task.located()
     if config.weights and weights.exists():
         changes["weights"] = str(weights.resolve())
     return config.updated(changes)
