@@ -105,7 +105,7 @@ def test_classification_run_scores_whole_cases(finetune, start):
     run = start(finetune("classification"))
     assert execute(run) == 0
     assert math.isfinite(events(run, "metrics", split="val")[-1]["score"])
-    assert not run.predictions.exists()
+    assert [path.name for path in run.predictions.iterdir()] == ["values.json"]
 
 
 def test_stop_saves_and_the_resumed_run_equals_an_uninterrupted_one(pretrain, start, monkeypatch):
