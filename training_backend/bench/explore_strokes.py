@@ -64,7 +64,7 @@ def _painted(
 
     def fill(box: int | None, near: list[int]) -> dict[str, Any]:
         size = None if box is None else [box] * 3
-        given = {"points": np.concatenate(points), "values": np.concatenate(values), "classes": CLASSES}
+        given: dict[str, Any] = {"points": np.concatenate(points), "values": np.concatenate(values), "classes": CLASSES}
         return client.request("strokes_fill", key=opened["key"], size=size, near=near, **given)
 
     for stroke in range(strokes + 1):
@@ -86,7 +86,7 @@ def _painted(
 
 
 def scripted(
-    labels: np.ndarray[Any, Any], classes: tuple[int, ...], z: int, voxels: int, seed: int
+    labels: np.ndarray[Any, Any], classes: tuple[int, ...], z: int, voxels: int, seed: int, background: int = 1
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """A line of each class in slice `z` of a label map, as a brush of three voxels leaves it within the class.
 
@@ -98,6 +98,7 @@ def scripted(
         z: the slice.
         voxels: length of a line.
         seed: decides where it runs.
+        background: lines of background, which looks less alike than a structure does.
 
     Returns:
         Voxels [N, 3], and their index in `classes` [N].
@@ -105,7 +106,8 @@ def scripted(
     rng = np.random.default_rng([seed, z])
     points, values = [], []
     plane = labels[z]
-    for index, value in enumerate(classes):
+    for index in (*(0 for _ in range(background)), *range(1, len(classes))):
+        value = classes[index]
         inside = np.isin(plane, classes[1:], invert=True) if value == 0 else plane == value
         found = np.argwhere(inside)
         if not len(found):

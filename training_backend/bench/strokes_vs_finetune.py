@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 CLASSES = [{"index": k, "name": name, "colour": "#009e73"} for k, name in enumerate(("background", "left atrium"))]
 UNLABELLED = 255
+BACKGROUND = 3
+"""Lines of background in a slice, beside the one of the atrium."""
 
 
 def main(
@@ -140,7 +142,7 @@ def drawn_strokes(
     turned = np.moveaxis(labels, axis, 0)
     with_class = np.flatnonzero(turned.any(axis=(1, 2)))
     chosen = with_class[np.linspace(0, len(with_class) - 1, count + 2).astype(int)[1:-1]]
-    drawn = [scripted(turned, (0, 1), int(z), voxels, seed) for z in chosen]
+    drawn = [scripted(turned, (0, 1), int(z), voxels, seed, BACKGROUND) for z in chosen]
     points, values = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     order = [1, 2]
     order.insert(axis, 0)
