@@ -60,10 +60,12 @@ def photograph_views(photographer: Photographer, scans: list[Path] | None) -> No
         section.fold(False)
         tick(section, names)
         section.grid_button.click()
+        photographer.wait(lambda: section.in_grid and not section.busy)
         photographer.settle(1)
         show(panel, section)
         photographer.photograph("Explore", "beside")
         section.leave()
+        photographer.wait(lambda: not section.busy)
         for layer in viewer.layers:
             layer.visible = layer.name == names[0] or type(layer).__name__ == "Labels"
         viewer.reset_view()
@@ -75,7 +77,8 @@ def photograph_views(photographer: Photographer, scans: list[Path] | None) -> No
         section.fold(True)
         panel.export.fold(False)
         panel.export.write_figure(photographer.folder / "explore-figure.png")
-        photographer.settle(2)
+        photographer.wait(lambda: panel.export.told.text().startswith("Saved"))
+        photographer.settle(1)
         show(panel, panel.export)
         photographer.photograph("Explore", "export")
 

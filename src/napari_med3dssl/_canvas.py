@@ -45,6 +45,7 @@ class PatientView:
         for overlay in self._letters.values():
             if overlay is not None:
                 overlay.font_size = 14
+                overlay.gridded = True  # in each cell; said once, for the canvas makes all its texts anew at a change
         for event in (
             viewer.layers.events.inserted,
             viewer.layers.events.removed,
@@ -90,7 +91,7 @@ class PatientView:
         for edge, letter in self.letters().items():
             overlay = self._letters[edge]
             if overlay is not None:
-                overlay.text, overlay.gridded = letter, gridded
+                overlay.text = letter
                 overlay.visible = wanted and bool(letter) and not (gridded and edge == "top")  # names stand there
         if self._badge is not None:
             lines = self.badge().replace(": ", ":\n").replace(", ", ",\n")  # short, beside the letter at the bottom

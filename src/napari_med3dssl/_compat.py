@@ -6,6 +6,7 @@ versions have the same objects on the viewer itself. Only public attributes are 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 
@@ -46,6 +47,12 @@ def show_name(layer: Any, visible: bool = True) -> None:
     overlay = getattr(layer, "name_overlay", None)
     if overlay is not None:
         overlay.visible = visible
+
+
+def at_once(viewer: Any) -> AbstractContextManager[Any]:
+    """Lets the canvas take in several layers that go together, where napari can; it searches for cycles after each."""
+    batched = getattr(viewer.layers, "batched_update", None)
+    return nullcontext() if batched is None else batched()
 
 
 def theme_colours(viewer: Any) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qtpy.compat import isalive
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QCheckBox, QFormLayout, QListWidget, QListWidgetItem, QWidget
 
 from napari_med3dssl import _compat
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 MOST = 4
 NEEDS_TWO = "Tick two to four layers: contrasts of a scan, or label maps of several models."
 TOO_MANY = "A grid has four cells; untick some layers."
+IN_3D = "The planes move the slices, which the canvas shows again in 2D."
 OTHER_PLACE = "{} lies at another place than {}; side by side, they would not show the same tissue."
 
 
@@ -34,6 +37,10 @@ class BesideSection(Section):
         self._made: list[Any] = []
         self._linked: list[Any] = []
         self._in_grid: list[Any] = []
+        self._order: list[Any] = []
+        self._steps: Iterator[None] = iter(())
+        self._timer = QTimer(self)
+        self._timer.timeout.connect(self._step)
         self._planes: ThreePlanes | None = None
         self.list = QListWidget()
         self.list.setAccessibleName("Layers to show side by side")
@@ -57,8 +64,8 @@ class BesideSection(Section):
         form.addRow("Label map", self.over)
         form.addRow(self.link)
         form.addRow(button_row(self.grid_button, self.planes_button))
-        form.addRow(self.told)
         self.column.addWidget(self.body)
+        self.column.addWidget(self.told)  # not into the form: it would cut lines off a text that grows
         self.offer()
 
     @property
@@ -100,33 +107,83 @@ class BesideSection(Section):
         if apart:
             self.told.setText(apart)
             return
-        self.leave()
         label = next((one for one in self._layers if one.name == self.over.currentText() and _is_labels(one)), None)
+        self._go(chain(self._leaving(), self._entering(chosen, label)))
+
+    def leave(self) -> None:
+        """Put everything back as it was."""
+        self._go(self._leaving())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a grid is being made or cleared away."""
+        return self._timer.isActive()
+
+    def _go(self, steps: Iterator[None]) -> None:
+        """Take the first step now and each further one when the window has had its turn: layers take long to make."""
+        self._steps = steps
+        self._timer.start(0)
+        self._step()
+
+    def _step(self) -> None:
+        if next(self._steps, self._steps) is self._steps:  # the last one was taken
+            self._timer.stop()
+            self.offer()
+
+    def _entering(self, chosen: list[Any], label: Any) -> Iterator[None]:
+        """Make what the cells need besides the layers that there are, one at a time, and show them."""
         viewer = self.panel.viewer
+        self._order = list(viewer.layers)
         if label is None and not any(_is_labels(layer) for layer in chosen):
             self._in_grid = chosen
             enter_grid(viewer, chosen)
         else:
+            placed: list[Any] = []
+            empty: list[Any] = []  # keep two layers to a cell
             cells = self._cells(chosen, label)
-            self._in_grid = [layer for cell in cells for layer in cell if layer is not None]
-            enter_grid(viewer, self._in_grid, self._made, stride=-2)
-            for below, above in cells:
-                _compat.show_name(below, above is None)  # one name to a cell
-            self.offer()  # without these
+            spare = [layer for layer in self._order if not any(layer in cell for cell in cells)]
+            for layer in [layer for cell in cells for layer in cell]:
+                if layer is None:
+                    empty.append(spare.pop() if spare else self._twin(placed[-1]))
+                    placed.append(empty[-1])
+                else:
+                    placed.append(self._twin(layer) if layer in placed else layer)
+                if placed[-1] in self._made:
+                    yield
+            if all(layer in viewer.layers for layer in placed):
+                yield from self._show_cells(placed, empty)
+            else:
+                yield from self._leaving()  # one was closed meanwhile
+                return
+        viewer.layers.selection.active = chosen[0]
         self._link()
-        self._refresh()
 
-    def leave(self) -> None:
-        """Put everything back as it was."""
+    def _show_cells(self, placed: list[Any], empty: list[Any]) -> Iterator[None]:
+        """Show a grid of two layers to a cell, in the order of the cells; of these, `empty` are not seen."""
+        viewer = self.panel.viewer
+        self._in_grid = [layer for layer in placed if layer not in empty]
+        named = [below if above in empty else above for below, above in zip(placed[::2], placed[1::2], strict=True)]
+        on_top = [layer for k in reversed(range(0, len(placed), 2)) for layer in placed[k : k + 2]]
+        _arrange(viewer, [layer for layer in viewer.layers if layer not in on_top] + on_top)
+        yield
+        enter_grid(viewer, self._in_grid, self._made, stride=-2, named=named)
+
+    def _leaving(self) -> Iterator[None]:
         viewer = self.panel.viewer
         self._unlink()
         if self.in_grid:
             leave_grid(viewer, [layer for layer in self._in_grid if layer in viewer.layers])
-        made, self._made, self._in_grid = self._made, [], []
-        for layer in made:
-            if layer in viewer.layers:
-                viewer.layers.remove(layer)
-        self.offer()
+        self._in_grid = []
+        if self._made:
+            yield
+            with _compat.at_once(viewer):
+                for layer in self._made:
+                    if layer in viewer.layers:
+                        viewer.layers.remove(layer)
+            self._made = []
+            yield
+        kept, self._order = [layer for layer in self._order if layer in viewer.layers], []
+        _arrange(viewer, kept + [layer for layer in viewer.layers if layer not in kept])
 
     def toggle_planes(self) -> None:
         """Dock the three planes below the canvas, or close them."""
@@ -140,6 +197,8 @@ class BesideSection(Section):
             self._planes = ThreePlanes(self.panel.viewer)
             self._planes.destroyed.connect(self._planes_gone)
             window.add_dock_widget(self._planes, name="Three planes", area="bottom")
+            if self.panel.viewer.dims.ndisplay == 3:
+                self.told.setText(IN_3D)
         self.planes_button.setChecked(self._planes is not None)
 
     def _planes_gone(self, _object: Any = None) -> None:
@@ -148,25 +207,23 @@ class BesideSection(Section):
             self.planes_button.setChecked(False)
 
     def _cells(self, chosen: list[Any], label: Any) -> list[tuple[Any, Any]]:
-        """For each cell, the last first, what lies below and the label map on it, or None; all share their voxels."""
-        viewer, scan = self.panel.viewer, self.panel.scan
-        cells = []
-        for layer in reversed(chosen):
-            below, above = (scan, layer) if _is_labels(layer) else (layer, label)
-            if below is None or above is None:
-                cells.append((self._twin(layer, layer.name), None))
-                self._twin(layer, f"{layer.name} again").visible = False  # keeps two layers to a cell
-            else:
-                cells.append((self._twin(below, f"below {layer.name}"), self._twin(above, layer.name)))
-        viewer.layers.selection.active = chosen[0]
-        return cells
+        """For each cell what lies below and the label map on it, or None."""
+        scan = self.panel.scan
+        cells = [(scan, layer) if _is_labels(layer) else (layer, label) for layer in chosen]
+        return [(above, None) if below is None else (below, above) for below, above in cells]
 
-    def _twin(self, layer: Any, name: str) -> Any:
-        """A layer that draws the same voxels once more."""
+    def _twin(self, layer: Any) -> Any:
+        """A hidden layer that draws the same voxels once more."""
         data, options, kind = layer.as_layer_data_tuple()
         facts = {**options.get("metadata", {}).get(KEY, {}), "derived": True}
-        options |= {"name": f"{name} · beside", "visible": True, "metadata": {KEY: facts} if len(facts) > 1 else {}}
+        options |= {
+            "name": f"{layer.name} · beside",
+            "visible": False,
+            "metadata": {KEY: facts} if len(facts) > 1 else {},
+        }
+        active = self.panel.viewer.layers.selection.active
         twin = add(self.panel.viewer, (data, options, kind))
+        self.panel.viewer.layers.selection.active = active
         self._made.append(twin)
         return twin
 
@@ -196,10 +253,17 @@ class BesideSection(Section):
 
     def _refresh(self) -> None:
         count, shown = len(self.chosen), self.in_grid
-        self.grid_button.setEnabled(shown or 2 <= count <= MOST)
+        self.grid_button.setEnabled(not self.busy and (shown or 2 <= count <= MOST))
         self.grid_button.setText("Back" if shown else "2 × 2 view")
         self.planes_button.setEnabled(bool(self._layers))
         self.told.setText("" if shown or 2 <= count <= MOST else TOO_MANY if count > MOST else NEEDS_TWO)
+
+
+def _arrange(viewer: Any, layers: list[Any]) -> None:
+    """Bring the layers of a viewer, all of them, into this order."""
+    for place, layer in enumerate(layers):
+        if viewer.layers[place] is not layer:
+            viewer.layers.move(viewer.layers.index(layer), place)
 
 
 def _can_stand(layer: Any) -> bool:

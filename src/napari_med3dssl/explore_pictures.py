@@ -100,7 +100,13 @@ class PictureLayers:
         return self._layers[picture["name"]]
 
 
-def enter_grid(viewer: Any, layers: Sequence[Any], ours: Collection[Any] = (), stride: int = 1) -> None:
+def enter_grid(
+    viewer: Any,
+    layers: Sequence[Any],
+    ours: Collection[Any] = (),
+    stride: int = 1,
+    named: Collection[Any] | None = None,
+) -> None:
     """Show layers side by side, two by two, hiding all others.
 
     Args:
@@ -108,16 +114,16 @@ def enter_grid(viewer: Any, layers: Sequence[Any], ours: Collection[Any] = (), s
         layers: those that are shown.
         ours: layers that are not shown again when the grid ends, because they are results.
         stride: of napari's grid: layers in a cell, negative to count from the end of the list.
+        named: those whose names are drawn; None for all that are shown.
     """
+    named = layers if named is None else named
     grid = _compat.grid(viewer)
     if not grid.enabled:
         _hidden[viewer] = [one for one in viewer.layers if one.visible and one not in ours]
     for layer in viewer.layers:
-        layer.visible = layer in layers
-        if layer not in layers:
-            _compat.show_name(layer, False)
+        see(layer, layer in layers)
+        _compat.show_name(layer, layer in named)
     for layer in layers:
-        _compat.show_name(layer)
         if abs(stride) == 1:
             layer.opacity = 1.0  # there is nothing below it
     grid.shape, grid.stride = (2, 2), stride
@@ -128,12 +134,20 @@ def enter_grid(viewer: Any, layers: Sequence[Any], ours: Collection[Any] = (), s
 def leave_grid(viewer: Any, layers: Sequence[Any]) -> None:
     """End the grid that shows `layers`; what it hid is seen again."""
     _compat.grid(viewer).enabled = False
+    hidden = _hidden.pop(viewer, [])
     for layer in layers:
         _compat.show_name(layer, False)
-        layer.visible = False
-    for layer in _hidden.pop(viewer, []):
-        layer.visible = True
+        if layer not in hidden:
+            see(layer, False)
+    for layer in hidden:
+        see(layer, True)
     viewer.reset_view()
+
+
+def see(layer: Any, visible: bool) -> None:
+    """Show or hide a layer; one that is so already is left alone, for napari would draw it anew."""
+    if layer.visible != visible:
+        layer.visible = visible
 
 
 def layer_of(picture: Picture, name: str) -> LayerData:

@@ -12,7 +12,7 @@ from qtpy.QtCore import Qt
 from napari_med3dssl import _compat
 from napari_med3dssl._layers import add, labels_layer, volume_layer
 from napari_med3dssl.explore import ExplorePanel
-from napari_med3dssl.explore_beside import NEEDS_TWO, TOO_MANY, BesideSection
+from napari_med3dssl.explore_beside import IN_3D, NEEDS_TWO, TOO_MANY, BesideSection
 from napari_med3dssl.three_planes import ThreePlanes
 from training_backend.data.phantoms import Phantom, thorax_ct
 from training_backend.data.volume import Geometry, Volume
@@ -40,13 +40,19 @@ def tick(section: BesideSection, *names: str) -> None:
         item.setCheckState(Qt.CheckState.Checked if item.text() in names else Qt.CheckState.Unchecked)
 
 
+def press(section: BesideSection, qtbot: Any) -> None:
+    """Press the button of the grid, and wait for what it makes or clears away."""
+    section.grid_button.click()
+    qtbot.waitUntil(lambda: not section.busy, timeout=60_000)
+
+
 def add_labels(section: BesideSection, phantom: Phantom, *names: str) -> None:
     for name in names:
         layer = labels_layer(phantom.labels.array, phantom.volume.geometry, name, phantom.classes)
         add(section.panel.viewer, layer)
 
 
-def test_contrasts_in_a_grid_and_back(section: BesideSection) -> None:
+def test_contrasts_in_a_grid_and_back(section: BesideSection, qtbot: Any) -> None:
     viewer = section.panel.viewer
     assert section.told.text() == NEEDS_TWO
     assert not section.grid_button.isEnabled()
@@ -54,36 +60,36 @@ def test_contrasts_in_a_grid_and_back(section: BesideSection) -> None:
     viewer.layers["T2"].visible = False
     before = {layer.name: layer.visible for layer in viewer.layers}
     tick(section, "T1", "PD")
-    section.grid_button.click()
+    press(section, qtbot)
     grid = _compat.grid(viewer)
     assert grid.enabled
     assert {layer.name for layer in viewer.layers if layer.visible} == {"T1", "PD"}
     assert len({grid.position(viewer.layers.index(name), viewer.layers) for name in ("T1", "PD")}) == 2
-    section.grid_button.click()
+    press(section, qtbot)
     assert not grid.enabled
     assert {layer.name: layer.visible for layer in viewer.layers} == before
 
 
-def test_linked_contrast_follows_and_ends_with_the_grid(section: BesideSection) -> None:
+def test_linked_contrast_follows_and_ends_with_the_grid(section: BesideSection, qtbot: Any) -> None:
     layers = section.panel.viewer.layers
     tick(section, "T1", "T2")
-    section.grid_button.click()
+    press(section, qtbot)
     layers["T1"].contrast_limits = (0, 100)
     assert tuple(layers["T2"].contrast_limits) != (0, 100)
     section.link.setChecked(True)
     layers["T2"].contrast_limits = (-50, 150)
     assert tuple(layers["T1"].contrast_limits) == (-50, 150)
-    section.grid_button.click()
+    press(section, qtbot)
     layers["T1"].contrast_limits = (0, 90)
     assert tuple(layers["T2"].contrast_limits) == (-50, 150)
 
 
-def test_models_lie_on_their_scan_one_to_a_cell(section: BesideSection, phantom: Phantom) -> None:
+def test_models_lie_on_their_scan_one_to_a_cell(section: BesideSection, phantom: Phantom, qtbot: Any) -> None:
     viewer = section.panel.viewer
     add_labels(section, phantom, "model A", "model B", "model C")
     before = [layer.name for layer in viewer.layers]
     tick(section, "model A", "model B", "model C")
-    section.grid_button.click()
+    press(section, qtbot)
     grid = _compat.grid(viewer)
     cells: dict[Any, list[Any]] = {}
     for number, layer in enumerate(viewer.layers):
@@ -95,21 +101,23 @@ def test_models_lie_on_their_scan_one_to_a_cell(section: BesideSection, phantom:
         assert np.shares_memory(below.data, section.panel.scan.data)
     assert [sorted(cells)[k] for k in range(3)] == [(0, 0), (0, 1), (1, 0)]
     assert [cells[at][1].name.partition(" ·")[0] for at in sorted(cells)] == ["model A", "model B", "model C"]
-    section.grid_button.click()
+    press(section, qtbot)
     assert [layer.name for layer in viewer.layers] == before
+    assert not section.in_grid
 
 
-def test_a_label_map_lies_on_every_contrast(section: BesideSection, phantom: Phantom) -> None:
+def test_a_label_map_lies_on_every_contrast(section: BesideSection, phantom: Phantom, qtbot: Any) -> None:
     add_labels(section, phantom, "truth")
     section.over.setCurrentText("truth")
     tick(section, "T1", "T2")
-    section.grid_button.click()
+    press(section, qtbot)
     shown = [layer for layer in section.panel.viewer.layers if layer.visible]
     assert [type(layer).__name__ for layer in shown] == ["Image", "Labels"] * 2
-    section.leave()
+    assert section.panel.viewer.layers["truth"] in shown  # painted in the grid, it is painted
+    press(section, qtbot)
 
 
-def test_bad_choices_get_a_sentence(section: BesideSection, phantom: Phantom) -> None:
+def test_bad_choices_get_a_sentence(section: BesideSection, phantom: Phantom, qtbot: Any) -> None:
     add_labels(section, phantom, "a", "b")
     tick(section, "T1", "T2", "PD", "a", "b")
     assert section.told.text() == TOO_MANY
@@ -118,7 +126,7 @@ def test_bad_choices_get_a_sentence(section: BesideSection, phantom: Phantom) ->
     )
     add(section.panel.viewer, volume_layer(far, name="elsewhere"))
     tick(section, "T1", "elsewhere")
-    section.grid_button.click()
+    press(section, qtbot)
     assert "elsewhere lies at another place than T1" in section.told.text()
     assert not _compat.grid(section.panel.viewer).enabled
 
@@ -144,6 +152,18 @@ def test_planes_show_the_point_where_the_viewer_stands(section: BesideSection, q
         assert [pane.lines[axis].value() for axis in (pane.down, pane.right)] == pytest.approx(
             [viewer.dims.point[axis] for axis in (pane.down, pane.right)]
         )
+    section.planes_button.click()
+
+
+def test_planes_beside_a_view_in_3d(section: BesideSection, qtbot: Any) -> None:
+    viewer, layer = section.panel.viewer, section.panel.viewer.layers["T1"]
+    viewer.dims.ndisplay = 3
+    planes = planes_of(section, qtbot)
+    assert section.told.text() == IN_3D
+    viewer.dims.set_point(range(3), layer.data_to_world((5, 20, 8)))
+    qtbot.wait(50)
+    item = planes.panes["axial"].items[id(layer)]
+    assert np.array_equal(item.image, layer.data[5])
     section.planes_button.click()
 
 
