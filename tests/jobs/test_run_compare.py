@@ -214,6 +214,18 @@ def test_answers_per_case_are_compared(dataset, tmp_path, runs):
     assert any("no metric of a single case is shared" in note for note in mixed.notes)
 
 
+def test_a_run_without_validation_cases_says_so(dataset, tmp_path):
+    one = answered(tmp_path / "one", dataset, "binary", [([0.9], [1.0])])
+    none = answered(tmp_path / "none", dataset, "binary", [([0.9], [1.0])])
+    write_json(none.predictions / "values.json", [])
+    found = compare_runs([one.path, none.path])
+    assert found.runs[1].note == "None of its validation cases has the truth to score against."
+    assert found.pairs == ()
+    assert found.runs_csv().count("\n") == 3
+    write_text(none.predictions / "values.json", '[{"case": "a", "values": ["x"], "truth": [1]}]')
+    assert "cannot be read" in compare_runs([one.path, none.path]).runs[1].note
+
+
 def test_tasks_without_a_number_per_case_say_so(dataset, tmp_path, runs):
     written = RunDirectory.create(tmp_path / "written", finetune_config("report_generation", "tiny", dataset, "mg3d"))
     found = compare_runs([runs[0].path, written.path])

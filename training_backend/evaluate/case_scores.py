@@ -196,6 +196,8 @@ def _answer_scores(run: Path, config: RunConfig, metric: str) -> Scores:
     from training_backend.evaluate.classification_metrics import case_marks
 
     entries, kind = _entries(run, VALUES), _kind(config)
+    if not entries:
+        return {}
     try:
         values = np.array([entry["values"] for entry in entries], float).reshape(len(entries), -1)
         truth = np.array([entry["truth"] for entry in entries], float).reshape(len(entries), -1)
