@@ -323,25 +323,24 @@ class DataPanel(QWidget):
         from training_backend.data.dataset import Dataset
 
         self._list_used()
-        if self.dataset is None or self.dataset.folder != folder:
-            self._before = []
+        believed = self.dataset.records if self.dataset is not None and self.dataset.folder == folder else {}
         self.dataset = None
         if folder is not None:
             try:
                 self.dataset, self.described = Dataset.open(folder), None
-                self._before = [one for one in self._before if not isinstance(one, dict) or self._as_on_disk(one)]
+                now = self.dataset.records
+                others = {id for id in believed if now.get(id) != believed[id]}  # whose changes are not ours to undo
+                kept = [one for one in self._before if isinstance(one, dict) and not others & one.keys()]
+                self._before = list(kept) if believed else []
             except Med3dError as error:
                 self.notice.say("error", str(error))
         self._refresh()
 
-    def _as_on_disk(self, cases: dict[str, CaseRecord]) -> bool:
-        """Whether the dataset has the same accepted masks as these records, so that writing them loses none."""
+    def _is_on_disk(self) -> bool:
+        """Whether the dataset is what this panel shows, so that writing it loses nothing."""
         from training_backend.data.dataset import Dataset
 
-        if self.dataset is None:
-            return False
-        now = Dataset.open(self.dataset.folder).records
-        return all(id in now and now[id].accepted == case.accepted for id, case in cases.items())
+        return self.dataset is not None and Dataset.open(self.dataset.folder).records == self.dataset.records
 
     def _use_dataset(self, folder: Path) -> None:
         self.described = None
@@ -424,9 +423,9 @@ class DataPanel(QWidget):
         """Replace cases of the dataset on disk; a change that is refused leaves everything as it was."""
         if self.dataset is None:
             return False
-        if not self._as_on_disk(self.dataset.records):
+        if not self._is_on_disk():
             self._on_dataset_changed(self.dataset.folder)
-            self.notice.say("warning", "Masks were accepted meanwhile; the dataset was read again. Repeat the change.")
+            self.notice.say("warning", "The dataset was changed meanwhile, and was read again. Repeat the change.")
             return False
         before = dict(self.dataset.records)
         self.dataset.records.update(cases)

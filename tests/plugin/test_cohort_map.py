@@ -29,6 +29,7 @@ from napari_med3dssl.cohort_files import (
     write_list,
 )
 from napari_med3dssl.cohort_map import NEEDS_DATASET, NEEDS_MODEL, NO_UMAP, CohortMap, CohortSection
+from napari_med3dssl.data_panel import DataPanel
 from napari_med3dssl.finetune_panel import targets_of
 from napari_med3dssl.point_cloud import PointPlot, within
 from tests.plugin.explore_kit import work_done
@@ -153,6 +154,30 @@ def test_a_subset_becomes_a_split_and_goes_back(window: CohortMap, mapped: Cohor
     window.undo_button.click()
     work_done(qtbot)
     assert {case.id: case.split for case in Dataset.open(own).cases()} == before
+
+
+def test_undo_in_data_leaves_what_the_map_decided(window: CohortMap, mapped: Cohort, own: Path, qtbot: Any) -> None:
+    window.state.dataset = own
+    data = DataPanel(window.state)
+    qtbot.addWidget(data)
+    work_done(qtbot)
+    first, last = mapped.points[0].case, mapped.points[3].case
+    for case in (first, last):
+        data.table.clearSelection()
+        data.table.selectRow([row.case.id for row in data.table.rows if row.case].index(case))
+        data._toggle_excluded()
+    window.take(np.array([True, True, False, False]))
+    window.move("test")
+    work_done(qtbot)
+    data.undo()
+    data.undo()
+    cases = Dataset.open(own).records
+    assert (cases[first].split, cases[first].excluded, cases[last].excluded) == ("test", True, False)
+    move(mapped.points[1:2], "val")  # another program
+    data.table.selectRow(0)
+    data._toggle_excluded()
+    assert "changed meanwhile" in data.notice.text
+    assert Dataset.open(own).case(mapped.points[1].case).split == "val"
 
 
 def test_a_subset_gets_a_class_that_fine_tuning_offers(

@@ -336,4 +336,4 @@ def test_undo_in_data_never_takes_an_accepted_mask_back(section: LearnSection, f
     accept(folder, case.id, Volume(array, geometry_of(scan)))  # another program
     data._toggle_excluded()
     assert len(Dataset.open(folder).case(case.id).accepted) == 2
-    assert "accepted meanwhile" in data.notice.text
+    assert "changed meanwhile" in data.notice.text
