@@ -32,19 +32,20 @@ class FindingsSection(ViewSection):
         self.table.setTabKeyNavigation(False)
         self.table.setFixedHeight(HEIGHT)
         self.table.verticalHeader().hide()
-        self.table.verticalHeader().setDefaultSectionSize(24)
+        self.table.verticalHeader().setMinimumSectionSize(24)
+        self.table.verticalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)  # words are whole
         header = self.table.horizontalHeader()
         header.setMinimumSectionSize(40)
-        header.setStretchLastSection(True)
-        for column, width in ((NAME, 95), (SURE, 82), (YES, 80)):
+        for column, width in ((NAME, 92), (SURE, 80)):
             header.resizeSection(column, width)
-        header.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
+        for column in (YES, NO):
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Stretch)
         self.show_button.setText("Ask")
         self.add_button = button("Add finding", self.add_finding, "An empty row, to name a finding of your own.")
         self.drop_button = button("Remove", self.remove_finding, "Remove the chosen row.")
         self.reset_button = button("Reset", self.reset, "The findings and prompts of the model, or the 18 of CT-RATE.")
         self.draw_button = button(
-            "Draw prompt", self.show_pictures, "Lay the gates of the chosen prompt over the scan."
+            "Draw", self.show_pictures, "Lay what speaks for the chosen finding, or its gates, over the scan."
         )
         self.form.addRow(self.table)
         self.form.addRow(button_row(self.add_button, self.drop_button, self.reset_button, self.draw_button))

@@ -57,8 +57,8 @@ def test_prompts_can_be_changed(model: Any) -> None:
     assert there + swapped == pytest.approx(1, abs=0.02)  # exactly so without gates
 
 
-def test_a_prompt_is_drawn_where_there_are_gates(model: Any) -> None:
-    frame = last(FINDINGS, model, sentence=2)
+def test_gates_are_drawn_where_there_are_some(model: Any) -> None:
+    frame = last(FINDINGS, model, sentence=2, map="gates")
     if not len(model.local_img_cross_multihead_attention):
         assert "no gates" in frame.text
         return
@@ -69,8 +69,49 @@ def test_a_prompt_is_drawn_where_there_are_gates(model: Any) -> None:
     assert picture.limits == pytest.approx((float(gate.min()), float(gate.max())), abs=1e-5)
     corner = picture.array[0, 0, 0], picture.array[-1, -1, -1]
     np.testing.assert_allclose(corner, [gate[0], gate[-1]], rtol=1e-4)
+
+
+def test_what_places_add_is_the_score(model: Any) -> None:
+    with torch.inference_mode():
+        tokens, rows = model.image_tokens(matching.volumes(2)), model.text_rows(["Nodule.", "not Nodule.", "Effusion."])
+        shares = model.contributions(tokens, rows)
+        assert shares.shape == (2, 3, tokens.shape[1])
+        torch.testing.assert_close(shares.sum(-1), model.scores(tokens, rows))
+
+
+@pytest.mark.parametrize("than", ["other findings", "its opposite"])
+def test_what_speaks_for_a_finding_is_drawn_beside_a_usual_scan(model: Any, than: str) -> None:
+    with torch.inference_mode():
+        tokens = model.image_tokens(matching.volumes(2)[1:])
+        usual = tokens.flip(1)[0]
+        against = "Nodule." if than == "other findings" else "not Effusion."
+        rows = model.text_rows(["Effusion.", against])
+        mine, theirs = (model.table(one, rows)[0].diff().neg() for one in (tokens, usual[None]))
+    model.usual = usual.clone()
+    frame = last(FINDINGS, model, sentence=2, than=than)
+    (picture,) = frame.pictures
+    assert picture.array.min() >= 0
+    assert float(frame.text.rsplit("together ", 1)[1].rstrip(".")) == pytest.approx(float(mine - theirs), abs=2e-3)
+    model.usual = tokens[0].clone()
+    assert last(FINDINGS, model, sentence=2, than=than).pictures[0].array.max() < 1e-6  # a scan is as usual as itself
+
+
+def test_a_finding_that_cannot_be_drawn_is_said(model: Any) -> None:
     with pytest.raises(DataError, match="finding 9 cannot"):
         last(FINDINGS, model, sentence=9)
+    with pytest.raises(DataError, match="one finding alone"):
+        last(FINDINGS, model, sentence=1, findings=("Nodule",))
+
+
+def test_a_usual_scan_is_a_mean_over_those_that_were_learnt_from(told: Path) -> None:
+    network = matching.network(retrieval, matching.config("retrieval", told))
+    volumes = matching.volumes(4)
+    network.eval()
+    network.image_tokens(volumes)
+    assert not network.usual.any()
+    network.train()
+    seen = torch.stack([network.image_tokens(volumes[:2]), network.image_tokens(volumes[2:])])
+    torch.testing.assert_close(network.usual, seen.mean((0, 1)).detach())
 
 
 def test_a_network_that_names_no_findings_is_asked_for_those_of_ct_rate(told: Path) -> None:

@@ -33,6 +33,9 @@ TUNED = (
 )
 """Parts that learn with `latents_only`, the first alone without gates; the last is new wherever there is one."""
 
+USUAL = 0.02
+"""Weight of a batch in the mean of the tokens that were learnt from, once there were many."""
+
 Reading = Literal["first", "mean"]
 """first: the vector of a text is that of its first token. mean: the mean of its tokens."""
 
@@ -56,7 +59,13 @@ class TextMatch(nn.Module):
         latents_only: learn nothing but the maps to the latents, and, as MG-3D, the gates and what projects tokens.
         pretrained: channels of the visual tokens before they are projected and marked as in MG-3D's pre-training, from
             whose weights these parts come by name; 0 leaves them out.
+
+    Attributes:
+        usual: tokens [L, E] of a usual scan, a running mean over those that were learnt from; only with an encoder.
     """
+
+    usual: Tensor
+    usual_batches: Tensor
 
     def __init__(
         self,
@@ -91,6 +100,9 @@ class TextMatch(nn.Module):
         self.to_visual_latent = nn.Linear(tokens[0] * tokens[1], latent, bias=False)
         self.to_text_latent = nn.Linear(settings.hidden_size, latent, bias=False)
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+        if encoder is not None:
+            self.register_buffer("usual", torch.zeros(tokens))
+            self.register_buffer("usual_batches", torch.zeros(()))
         if encoder is not None and self.freeze_encoder:
             encoder.requires_grad_(False)
         if self.freeze_text:
@@ -104,7 +116,15 @@ class TextMatch(nn.Module):
         assert self.encoder is not None  # networks of tasks have both
         assert self.visual is not None
         tokens: Tensor = self.visual(*encoded(self.encoder, volume, self.freeze_encoder))[0]
-        return self.marked(tokens)
+        tokens = self.marked(tokens)
+        if self.training:
+            self._remember(tokens.detach())
+        return tokens
+
+    def _remember(self, tokens: Tensor) -> None:
+        """Let a batch of tokens [B, L, E] count for those of a usual scan."""
+        self.usual_batches += 1
+        self.usual.lerp_(tokens.float().mean(0), max(1 / float(self.usual_batches), USUAL))
 
     def marked(self, tokens: Tensor) -> Tensor:
         """Tokens [B, L, E] projected and marked as an image's where the pre-training does so, else as they are."""
@@ -161,6 +181,23 @@ class TextMatch(nn.Module):
         if not len(self.local_img_cross_multihead_attention):
             return self.scores(tokens, rows)
         return torch.cat([self.scores(tokens, row[None]) for row in rows], dim=1)
+
+    def contributions(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """What each place of a scan adds to its `scores`, which are the sums over places: [B, S, L].
+
+        A latent is a linear map of all tokens, so a score is a sum over them once the length of the latent is known.
+
+        Args:
+            tokens: [B, L, E].
+            rows: vectors [S, W] of texts, which are looked at together.
+        """
+        said = rows.expand(len(tokens), -1, -1)
+        for gate in self.local_img_cross_multihead_attention:
+            tokens, _, said, _ = gate(tokens, said)
+        length = self.to_visual_latent(tokens.flatten(1)).norm(dim=-1).clamp_min(1e-12)
+        wanted = (self.text_latents(said) @ self.to_visual_latent.weight).unflatten(2, tokens.shape[1:])
+        shares: Tensor = (wanted * tokens[:, None]).sum(-1)
+        return shares / length[:, None, None] * self.temperature.exp()
 
     def presence(self, tokens: Tensor, findings: Sequence[str]) -> Tensor:
         """Probability [B, K] that each finding is there: softmax over the scores of "X." and "not X."."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -30,7 +30,12 @@ class FindingsOptions(ConfigModel):
     absent: tuple[str, ...] = Field((), json_schema_extra=_HIDDEN)
     """Prompt that each is compared with; "not NAME." where it is missing or empty."""
     sentence: int = Field(0, ge=0, json_schema_extra=_HIDDEN)
-    """Number of the finding whose prompt is drawn, where the model has gates; 0 draws none."""
+    """Number of the finding whose prompt is drawn; 0 draws none."""
+    map: Literal["what speaks for it", "gates"] = "what speaks for it"
+    """what speaks for it: how much each place adds to the score of the prompt, compared with a usual scan. gates: how
+    much the prompt attends to each place, for models with gates."""
+    than: Literal["other findings", "its opposite"] = "other findings"
+    """What speaks for a finding more than for the mean of the others, or than for the prompt against it."""
 
 
 class WrittenOptions(ConfigModel):
@@ -63,19 +68,44 @@ def findings(
     ]
     best = max(range(len(sure)), key=sure.__getitem__)
     text = f"{names[best]} is the likeliest of {len(names)} findings, {sure[best]:.0%}."
-    pictures = []
     if options.sentence > len(names):
         raise DataError(f"There are {len(names)} findings, so finding {options.sentence} cannot be drawn.")
-    if options.sentence:
+    if not options.sentence:
+        yield Frame((), text, passages=passages)
+    elif options.map == "gates":
         gate = network.gates(tokens, pairs[options.sentence - 1][0])
-        if gate is None:
-            text += " This model has no gates, so no prompt can be drawn over the scan."
-        else:
-            pictures.append(_map(network, gate[0], volume))
-            text += (
-                f" Gates of {names[options.sentence - 1]!r} from {float(gate.min()):.3f} to {float(gate.max()):.3f}."
-            )
-    yield Frame(pictures, text, passages=passages)
+        drawn = "This model has no gates to draw." if gate is None else f"Gates from {_range(gate)}."
+        pictures = [] if gate is None else [_map(network, gate[0], volume)]
+        yield Frame(pictures, f"{text} {drawn}", passages=passages)
+    else:
+        share = _speaking(network, tokens, pairs, options)
+        told = f"{names[options.sentence - 1]}: places add from {_range(share)}, together {float(share.sum()):+.3f}."
+        yield Frame([_map(network, share.clamp_min(0), volume)], f"{text} {told}", passages=passages)
+
+
+def _speaking(network: TextMatch, tokens: Tensor, pairs: Sequence[tuple[str, str]], options: FindingsOptions) -> Tensor:
+    """What each place [L] adds to the score of a prompt more than to others, and more than in a usual scan."""
+    import torch
+
+    from training_backend.errors import DataError
+
+    yes, no = pairs[options.sentence - 1]
+    others = [pair[0] for pair in pairs if pair[0] != yes]
+    if options.than == "its opposite":
+        others = [no]
+    if not others:
+        raise DataError(
+            "There is one finding alone, so no other to compare it with.", "Add one, or choose its opposite."
+        )
+    rows = network.text_rows([yes, *others])
+    scans = torch.cat([tokens, network.usual[None].to(tokens)])
+    shares = torch.stack([network.contributions(scans, row[None])[:, 0] for row in rows])
+    seen, usual = (shares[0] - shares[1:].mean(0)).float()
+    return seen - usual
+
+
+def _range(values: Tensor) -> str:
+    return f"{float(values.min()):.3f} (dark) to {float(values.max()):.3f} (bright)"
 
 
 def written(network: Any, volume: Tensor, options: WrittenOptions, _generator: torch.Generator) -> Iterator[Frame]:
