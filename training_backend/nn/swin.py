@@ -181,7 +181,18 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as `x` [B, d, h, w, C]."""
         x = x + self._skip(self.attn(self.norm1(x), self.shifted))
-        return x + self._skip(self.mlp(self.norm2(x)))
+        return x + self._skip(self._widened(x))
+
+    def _widened(self, x: Tensor) -> Tensor:
+        """The second branch; its four times wider maps are computed again in the backward pass, not held."""
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return self._narrowed(x)
+        out: Tensor = checkpoint(self._narrowed, x, use_reentrant=False, preserve_rng_state=False)
+        return out
+
+    def _narrowed(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mlp(self.norm2(x))
+        return out
 
     def _skip(self, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0.0:
@@ -211,7 +222,7 @@ class WindowAttention(nn.Module):
         window, shift = clipped(size, self.window) if shifted else (clipped(size, self.window)[0], (0, 0, 0))
         if x.device.type == "cpu" and math.prod(window) > SMALL_WINDOW:
             biases = (self.relative_position_bias_table, self.relative_position_index)
-            return self.proj(attend_regions(self.qkv(x), self.qkv.bias, *biases, window, shift))
+            return self.proj(attend_regions(x, self.qkv, *biases, window, shift))
         whole = padded_size(size, window)
         x = _rolled(_padded(x, whole), shift, -1)
         heads = self.qkv(cut(x, window)).unflatten(-1, (3, self.heads, -1))  # [B, W, n, 3, h, c]
@@ -258,15 +269,8 @@ class SwinMlp(nn.Module):
         self.linear2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., C] to [..., C]; the GELU is computed again in the backward pass, which spares its memory."""
-        hidden = self.linear1(x)
-        if not hidden.requires_grad:
-            return self._out(hidden)
-        out: Tensor = checkpoint(self._out, hidden, use_reentrant=False, preserve_rng_state=False)
-        return out
-
-    def _out(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.linear2(F.gelu(hidden))
+        """[..., C] to [..., C]."""
+        out: Tensor = self.linear2(F.gelu(self.linear1(x)))
         return out
 
 

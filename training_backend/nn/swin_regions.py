@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from training_backend.nn.patch import Triple
 from training_backend.nn.swin_window import attention_gradients, padded_size
@@ -64,18 +64,20 @@ class Region:
         return x
 
 
-def attend_regions(qkv: Tensor, zero: Tensor, table: Tensor, index: Tensor, window: Triple, shift: Triple) -> Tensor:
-    """Attended map [B, d, h, w, C] of queries, keys and values.
+def attend_regions(x: Tensor, qkv: nn.Linear, table: Tensor, index: Tensor, window: Triple, shift: Triple) -> Tensor:
+    """Attended map [B, d, h, w, C] of `x` [B, d, h, w, C].
+
+    Queries, keys and values are computed again in the backward pass, which spares their memory.
 
     Args:
-        qkv: [B, d, h, w, 3C], the three one after the other, each head by head.
-        zero: [3C] what a voxel of padding has in their place.
+        x: normalised.
+        qkv: makes queries, keys and values, one after the other, each head by head; has a bias.
         table: [R, heads] biases.
         index: [n, n] or larger, row of the table for each pair of voxels of a window.
         window: sides of a window, at most those of the map.
         shift: of the windows; 0 along axes that are one window.
     """
-    attended: Tensor = _Regions.apply(qkv, zero, table, index, window, shift)
+    attended: Tensor = _Regions.apply(x, qkv.weight, qkv.bias, table, index, window, shift)
     return attended
 
 
@@ -118,40 +120,51 @@ class _Regions(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, zero: Tensor, table: Tensor, index: Tensor, window: Triple, shift: Triple
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        zero: Tensor,
+        table: Tensor,
+        index: Tensor,
+        window: Triple,
+        shift: Triple,
     ) -> Tensor:
+        qkv = F.linear(x, weight, zero)
         out = qkv.new_empty((*qkv.shape[:-1], qkv.shape[-1] // 3))
-        heads = table.shape[1]
-        for region in regions(_size(qkv), window, shift):
-            q, k, v = _taken(region, qkv, zero, heads)
+        for region in regions(_size(x), window, shift):
+            q, k, v = _taken(region, qkv, zero, table.shape[1])
             bias, _ = _bias(region, table, index)
             _put(region, out, F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None]))
-        ctx.save_for_backward(qkv, zero, table, index, out)
+        ctx.save_for_backward(x, weight, zero, table, index, out)
         ctx.windows = window, shift
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, zero, table, index, out = ctx.saved_tensors
-        (given,) = gradients
-        heads = table.shape[1]
-        dqkv, dzero, dtable = torch.empty_like(qkv), torch.zeros_like(zero), torch.zeros_like(table)
-        for region in regions(_size(qkv), *ctx.windows):
+        x, weight, zero, table, index, out = ctx.saved_tensors
+        given, heads = gradients[0].to(out.dtype), table.shape[1]
+        qkv = F.linear(x.to(out.dtype), weight.to(out.dtype), zero.to(out.dtype))
+        dzero, dtable = torch.zeros_like(zero), torch.zeros_like(table)
+        for region in regions(_size(x), *ctx.windows):
             q, k, v = _taken(region, qkv, zero, heads)
             bias, shares = _bias(region, table, index)
             theirs = (_heads(region, each, heads)[0] for each in (out, given))
             dq, dk, dv, dbias = attention_gradients(q, k, v, bias.to(q.dtype), *theirs)
-            number = len(region.places)
+            number, width = len(region.places), heads * q.shape[-1]
             for which, part in enumerate((dq, dk, dv)):
-                channels = slice(which * heads * q.shape[-1], (which + 1) * heads * q.shape[-1])
-                _put(region, dqkv[..., channels], part[:, :, :number])
+                channels = slice(which * width, (which + 1) * width)
+                # Each voxel is in one region, which has read it: its gradient takes its place.
+                _put(region, qkv[..., channels], part[:, :, :number])
                 if part.shape[2] > number:
                     dzero[channels] += part[:, :, number].sum(0).flatten()
             dbias = dbias.to(table.dtype)
             _add(dtable, index[region.places][:, region.places], dbias[..., :number])
             if len(region.padding):
                 _add(dtable, index[region.places][:, region.padding], dbias[..., number:] * shares)
-        return dqkv, dzero, dtable, None, None, None
+        rows = qkv.flatten(0, -2)
+        dweight = (rows.T @ x.to(rows.dtype).flatten(0, -2)).to(weight.dtype)
+        dx = (rows @ weight.to(rows.dtype)).view(x.shape).to(x.dtype)
+        return dx, dweight, dzero + rows.sum(0).to(zero.dtype), dtable, None, None, None
 
 
 def _taken(region: Region, qkv: Tensor, zero: Tensor, heads: int) -> Iterator[Tensor]:
