@@ -6,6 +6,7 @@ to keep in step or to leak. Scans, heat maps, colours and label maps are shown a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from qtpy.QtGui import QPainter, QTransform
 from qtpy.QtWidgets import QHBoxLayout, QWidget
 
 from napari_med3dssl._canvas import side
+from napari_med3dssl.layer_looks import Look, has_voxels, look_of
 
 PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
 """Of each plane the world axis that it cuts, the one that points down, and the one that points right."""
@@ -79,17 +81,18 @@ class ThreePlanes(QWidget):
             event.disconnect(self._later)
         self._events, self._watched, self._viewer = (), [], None
         for pane in self.panes.values():
-            pane.show_layers([], (0.0, 0.0, 0.0))
+            pane.show_looks({}, (0.0, 0.0, 0.0))
 
     def draw(self) -> None:
         """Show the slices through the point where the viewer stands."""
         if self._viewer is None:
             return
         self._watch()
-        layers = [layer for layer in self._viewer.layers if layer.visible and _has_voxels(layer)]
+        layers = [layer for layer in self._viewer.layers if layer.visible and has_voxels(layer)]
+        looks = {id(layer): look_of(layer) for layer in layers}
         z, y, x = (float(value) for value in np.asarray(self._viewer.dims.point, float)[-3:]) if layers else (0, 0, 0)
         for pane in self.panes.values():
-            pane.show_layers(layers, (z, y, x))
+            pane.show_looks(looks, (z, y, x))
 
     def _later(self, _event: Any = None) -> None:
         if not self._timer.isActive():
@@ -101,7 +104,7 @@ class ThreePlanes(QWidget):
 
     def _watch(self) -> None:
         """Follow the layers that there are now."""
-        now = [layer for layer in self._viewer.layers if _has_voxels(layer)]
+        now = [layer for layer in self._viewer.layers if has_voxels(layer)]
         if now == self._watched:
             return
         for event in self._layer_events():
@@ -163,27 +166,27 @@ class Pane(pg.PlotWidget):
         title.anchor(itemPos=(0, 0), parentPos=(0, 0))
         self.scene().sigMouseClicked.connect(self._clicked)
 
-    def show_layers(self, layers: list[Any], point: tuple[float, float, float]) -> None:
-        """Draw the slices of these layers through a world point (z, y, x), the first at the bottom."""
+    def show_looks(self, looks: Mapping[int, Look], point: tuple[float, float, float]) -> None:
+        """Draw the slices of layers through a world point (z, y, x); `looks` by the id of the layer, lowest first."""
         drawn = set()
-        for height, layer in enumerate(layers):
-            found = _slice(layer, self.cut, point[self.cut])
+        for height, (key, look) in enumerate(looks.items()):
+            found = look.cut(self.cut, point[self.cut])
             if found is None:
                 continue
-            drawn.add(id(layer))
-            item = self.items.get(id(layer))
+            drawn.add(key)
+            item = self.items.get(key)
             if item is None:
-                item = self.items[id(layer)] = pg.ImageItem(axisOrder="row-major")
+                item = self.items[key] = pg.ImageItem(axisOrder="row-major")
                 self.addItem(item)
             item.setZValue(height)
-            _paint(item, layer, found)
-            item.setTransform(_placed(layer, self.down, self.right))
+            _paint(item, look, found)
+            item.setTransform(_placed(look, self.down, self.right))
         for key in set(self.items) - drawn:
             self.removeItem(self.items.pop(key))
         self._moving = True
         for axis, line in self.lines.items():
             line.setValue(point[axis])
-            line.setVisible(bool(layers))
+            line.setVisible(bool(looks))
         self._moving = False
         if drawn and not self._fitted:
             self.getViewBox().autoRange(padding=0.02)
@@ -200,47 +203,29 @@ class Pane(pg.PlotWidget):
             self._go(self.right, place.x())
 
 
-def _has_voxels(layer: Any) -> bool:
-    return type(layer).__name__ in ("Image", "Labels") and layer.ndim == 3 and not getattr(layer, "multiscale", False)
-
-
 def _unit(axis: int) -> Any:
     return np.eye(3)[axis]
 
 
-def _slice(layer: Any, axis: int, place: float) -> Any | None:
-    """Slice [rows, columns] of a layer at a world millimetre along an axis; None outside it."""
-    index = round((place - float(layer.translate[axis])) / float(layer.scale[axis]))
-    if not 0 <= index < layer.data.shape[axis]:
-        return None
-    return np.array(layer.data[(slice(None),) * axis + (index,)], order="C")
-
-
-def _placed(layer: Any, down: int, right: int) -> QTransform:
+def _placed(look: Look, down: int, right: int) -> QTransform:
     """From elements of a slice to world millimetres (right, down); voxels lie around their centres."""
-    step = [float(layer.scale[axis]) for axis in (right, down)]
-    first = [float(layer.translate[axis]) - size / 2 for axis, size in zip((right, down), step, strict=True)]
+    step = [look.scale[axis] for axis in (right, down)]
+    first = [look.translate[axis] - size / 2 for axis, size in zip((right, down), step, strict=True)]
     return QTransform.fromTranslate(*first).scale(*step)
 
 
-def _paint(item: pg.ImageItem, layer: Any, values: Any) -> None:
+def _paint(item: pg.ImageItem, look: Look, values: Any) -> None:
     """Give an item the values of a slice in the colours of its layer."""
-    if getattr(layer, "rgb", False):
+    if look.table is None:
         item.setLookupTable(None)
+        values = values if look.kind == "colours" else _bytes(look.coloured(values))
         item.setImage(values, autoLevels=False, levels=(0, 255) if values.dtype == np.uint8 else (0, 1))
-    elif type(layer).__name__ == "Labels" and values.dtype == np.uint8:
-        item.setLookupTable(_bytes(layer.colormap.map(np.arange(256, dtype=np.uint8))))
-        item.setImage(values, autoLevels=False, levels=(0, 255))
-    elif type(layer).__name__ == "Labels":
-        item.setLookupTable(None)
-        item.setImage(_bytes(layer.colormap.map(values)), autoLevels=False, levels=(0, 255))
     else:
-        low, high = layer.contrast_limits
-        item.setLookupTable(_bytes(layer.colormap.map(np.linspace(0, 1, 256) ** layer.gamma)))
-        item.setImage(values, autoLevels=False, levels=(float(low), max(float(high), float(low) + 1e-9)))
-    item.setOpacity(float(layer.opacity))
-    plus = str(layer.blending) == "additive"
+        item.setLookupTable(_bytes(look.table))
+        item.setImage(values, autoLevels=False, levels=look.limits)
+    item.setOpacity(look.opacity)
     modes = QPainter.CompositionMode
+    plus = look.blending == "additive"
     item.setCompositionMode(modes.CompositionMode_Plus if plus else modes.CompositionMode_SourceOver)
 
 

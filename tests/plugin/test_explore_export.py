@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,19 @@ from qtpy.QtGui import QGuiApplication
 
 from napari_med3dssl import _canvas, _compat
 from napari_med3dssl._layers import add, geometry_of, labels_layer, volume_layer
+from napari_med3dssl.canvas_views import view_of
 from napari_med3dssl.explore import Asked, ExplorePanel
-from napari_med3dssl.explore_export import NO_COMMAND, NOTHING_ASKED, NOTHING_OPEN, ExportSection
-from napari_med3dssl.figures import figure
+from napari_med3dssl.explore_export import (
+    BY_OPENGL,
+    CANCELLED,
+    NO_COMMAND,
+    NOTHING_ASKED,
+    NOTHING_OPEN,
+    NOTHING_VISIBLE,
+    ExportSection,
+)
+from napari_med3dssl.figures import HOW_TO_FFMPEG, NEEDS_FFMPEG, can_write_mp4, dots, figure
+from napari_med3dssl.kept_views import HOW_TO_ANIMATION, NEEDS_ANIMATION
 from tests.plugin.explore_kit import work_done
 from training_backend.cli import main
 from training_backend.data.phantoms import Phantom, thorax_ct
@@ -39,6 +50,11 @@ def section(panel: ExplorePanel, phantom: Phantom, qtbot: Any) -> ExportSection:
     panel.export.fold(False)
     qtbot.wait(50)
     return panel.export
+
+
+def files(folder: Path) -> list[str]:
+    """Names of the files in a folder, hidden ones too."""
+    return [path.name for path in folder.iterdir() if path.is_file()]
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
@@ -83,9 +99,12 @@ def test_a_figure_has_its_size_a_scale_bar_and_letters(section: ExportSection, t
         assert picture.info["dpi"] == pytest.approx((300, 300), abs=0.1)
         drawn = np.asarray(picture).astype(int)
     assert (camera.zoom, camera.center, bar.visible, bar.font_size, tuple(viewer.canvas.size)) == before
+    by_opengl = figure(viewer, 60).astype(int)
+    assert (camera.zoom, camera.center, bar.visible, bar.font_size, tuple(viewer.canvas.size)) == before
     for layer in viewer.layers:
         layer.visible = False
-    empty = figure(viewer, 60).astype(int)
+    empty = view_of(viewer, bar=True).drawn(dots(60)).astype(int)
+    assert by_opengl.shape == drawn.shape == empty.shape
     height, width = empty.shape[:2]
     for rows, columns in (  # letters left, right, at the top; the bar at the bottom right
         (slice(height // 3, 2 * height // 3), slice(0, width // 12)),
@@ -97,13 +116,84 @@ def test_a_figure_has_its_size_a_scale_bar_and_letters(section: ExportSection, t
         assert drawn[rows, columns].max() > 150
 
 
-def test_the_whole_field_of_view_is_in_the_figure(section: ExportSection) -> None:
+@pytest.mark.parametrize("by_opengl", [False, True])
+def test_the_whole_field_of_view_is_in_the_figure(section: ExportSection, by_opengl: bool) -> None:
     viewer = section.panel.viewer
     seen = viewer.screenshot(flash=False)[..., :3].astype(float)
-    drawn = figure(viewer, 100)
+    drawn = figure(viewer, 100) if by_opengl else view_of(viewer, bar=True).drawn(dots(100))
     small = np.asarray(Image.fromarray(drawn).resize(seen.shape[1::-1], Image.Resampling.BOX)).astype(float)
     inner = (slice(60, -60), slice(60, -60))
     assert np.corrcoef(seen[inner].ravel(), small[inner].ravel())[0, 1] > 0.98
+
+
+def test_what_opengl_draws_is_said_before_and_drawn(section: ExportSection, tmp_path: Path, qtbot: Any) -> None:
+    viewer = section.panel.viewer
+    viewer.add_points([[5.0, 10.0, 10.0]], name="seeds", units=("mm",) * 3)
+    section.width.setValue(30)
+    section.write_figure(tmp_path / "points.png")
+    assert section.told.text() == BY_OPENGL.format("The layer 'seeds'")
+    qtbot.waitUntil(lambda: section.told.text().startswith("Saved points.png. 354 × "), timeout=60_000)
+    with Image.open(tmp_path / "points.png") as picture:
+        assert picture.width == dots(30)
+
+
+def test_nothing_to_see_or_nowhere_to_write_gets_a_sentence(section: ExportSection, tmp_path: Path, qtbot: Any) -> None:
+    for write, name in ((section.write_figure, "figure.png"), (section.write_animation, "film.gif")):
+        write(tmp_path / "nowhere" / name)
+        assert section.told.text().startswith(f"{name} cannot be written to")
+    for layer in section.panel.viewer.layers:
+        layer.visible = False
+    for write, path in ((section.write_figure, "figure.png"), (section.write_animation, "film.gif")):
+        write(tmp_path / path)
+        assert section.told.text() == NOTHING_VISIBLE
+    assert not files(tmp_path)
+
+
+def test_an_mp4_needs_its_package(section: ExportSection, tmp_path: Path, qtbot: Any) -> None:
+    section.frames.setValue(5)
+    section.write_animation(tmp_path / "slices.mp4")
+    if not can_write_mp4():
+        assert section.told.text() == f"{NEEDS_FFMPEG} {HOW_TO_FFMPEG}"
+        assert not files(tmp_path)
+        return
+    work_done(qtbot)
+    assert section.told.text() == "Saved slices.mp4. 5 frames."
+    import imageio_ffmpeg
+
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(tmp_path / "slices.mp4")
+    assert frames == 5
+    assert seconds == pytest.approx(0.4, abs=0.1)
+    assert files(tmp_path) == ["slices.mp4"]
+
+
+def test_a_film_between_kept_views(section: ExportSection, tmp_path: Path, qtbot: Any, wait: Any) -> None:
+    viewer = section.panel.viewer
+    first, last, _ = viewer.dims.range[0]
+    section.keep_button.click()
+    if not importlib.util.find_spec("napari_animation"):
+        assert section.told.text() == f"{NEEDS_ANIMATION} {HOW_TO_ANIMATION}"
+        return
+    viewer.dims.set_point(0, first)
+    section.forget_button.click()
+    section.keep_button.click()
+    section.write_animation(tmp_path / "short.gif")
+    wait(lambda: section.told.text().startswith("A film between views needs two"))
+    viewer.dims.set_point(0, last)
+    viewer.layers["scan"].gamma = 2.0
+    section.keep_button.click()
+    assert section.keep_button.text() == "Keep view (2)"
+    viewer.layers["scan"].gamma = 1.5
+    before = (tuple(viewer.dims.point), _compat.camera(viewer).zoom, 1.5)
+    section.frames.setValue(4)
+    section.write_animation(tmp_path / "between.gif")
+    wait(lambda: (tmp_path / "between.gif").is_file())
+    with Image.open(tmp_path / "between.gif") as film:
+        assert film.n_frames == 4
+    assert (tuple(viewer.dims.point), _compat.camera(viewer).zoom, viewer.layers["scan"].gamma) == before
+    viewer.layers.remove("truth")
+    section.write_animation(tmp_path / "gone.gif")
+    wait(lambda: "'truth', which was closed" in section.told.text())
+    assert not (tmp_path / "gone.gif").exists()
 
 
 def test_an_animation_goes_through_the_slices_and_puts_the_view_back(
@@ -116,6 +206,7 @@ def test_an_animation_goes_through_the_slices_and_puts_the_view_back(
     section.write_animation(tmp_path / "slices.gif")
     assert section.cancel_button.isEnabled()
     assert not section.figure_button.isEnabled()
+    assert tuple(viewer.dims.point) == before[0]  # slices are drawn without moving the view
     wait(lambda: (tmp_path / "slices.gif").is_file())
     work_done(qtbot)
     with Image.open(tmp_path / "slices.gif") as film:
@@ -128,6 +219,32 @@ def test_an_animation_goes_through_the_slices_and_puts_the_view_back(
     assert not np.array_equal(frames[1], frames[2])
     assert (tuple(viewer.dims.point), _compat.camera(viewer).zoom) == before
     assert section.told.text() == "Saved slices.gif. 4 frames."
+
+
+def test_slices_can_be_cancelled(section: ExportSection, tmp_path: Path, qtbot: Any) -> None:
+    section.frames.setValue(240)
+    section.write_animation(tmp_path / "slices.gif")
+    qtbot.waitUntil(lambda: section.bar.value() >= 1, timeout=60_000)
+    section.cancel_button.click()
+    work_done(qtbot)
+    assert section.told.text() == CANCELLED
+    assert not files(tmp_path)
+    assert not section.cancel_button.isEnabled()
+
+
+def test_slices_with_points_are_filmed_from_the_canvas(
+    section: ExportSection, tmp_path: Path, qtbot: Any, wait: Any
+) -> None:
+    viewer = section.panel.viewer
+    viewer.add_points([[5.0, 10.0, 10.0]], name="seeds", units=("mm",) * 3)
+    before = tuple(viewer.dims.point)
+    section.frames.setValue(3)
+    section.write_animation(tmp_path / "slices.gif")
+    wait(lambda: (tmp_path / "slices.gif").is_file())
+    work_done(qtbot)
+    with Image.open(tmp_path / "slices.gif") as film:
+        assert film.n_frames == 3
+    assert tuple(viewer.dims.point) == before
 
 
 def test_a_turn_in_3d_can_be_cancelled(section: ExportSection, tmp_path: Path, qtbot: Any, wait: Any) -> None:
@@ -143,7 +260,7 @@ def test_a_turn_in_3d_can_be_cancelled(section: ExportSection, tmp_path: Path, q
     assert tuple(_compat.camera(viewer).angles) == pytest.approx(angles)
     work_done(qtbot)
     assert not (tmp_path / "turn.gif").exists()
-    assert section.told.text() == "Cancelled; nothing was written."
+    assert section.told.text() == CANCELLED
 
 
 def test_the_command_of_what_was_computed(section: ExportSection, capsys: Any) -> None:
