@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from napari_med3dssl import _samples, _work
 from napari_med3dssl.__main__ import dock_workbench, open_files
 from napari_med3dssl._layers import add
 from napari_med3dssl._widgets import Section
+from tests.plugin.stalls import Stalls
 from training_backend.data.write import write_volume
 from training_backend.jobs import launcher
 from training_backend.jobs.registry import list_runs, summary
@@ -202,45 +201,6 @@ def test_files_open_with_letters_and_a_damaged_one_is_told(opened: tuple[Any, An
     assert open_files(viewer, [good, bad]) == [bad]
     assert viewer.canvas.overlays["med3dssl_right"].text == "L"
     viewer.layers.clear()
-
-
-class Stalls:
-    """Longest time between two ticks of a 10 ms timer, in milliseconds.
-
-    Where Linux tells it, the time is not counted for which this thread stood in the queue for a processor, or waited
-    for another thread of this process that did: the plugin cannot help what else runs on the machine. Its own work,
-    and waiting for files and for threads that run, count. `work` is the longest stretch of the thread's own work.
-    """
-
-    def __init__(self) -> None:
-        self.longest = self.work = 0.0
-        self._last = self._now()
-        self._timer = QTimer()
-        self._timer.setTimerType(Qt.TimerType.PreciseTimer)
-        self._timer.timeout.connect(self._tick)
-        self._timer.start(10)
-
-    def _tick(self) -> None:
-        now, last = self._now(), self._last
-        queued = {thread: seconds - last[2].get(thread, 0.0) for thread, seconds in now[2].items() if thread in last[2]}
-        own = queued.pop(threading.get_native_id(), 0.0)
-        worked, passed = now[1] - last[1], now[0] - last[0] - own
-        self.work = max(self.work, 1000 * worked)
-        blocked = max(0.0, passed - worked)
-        self.longest = max(self.longest, 1000 * (passed - min(blocked, max(queued.values(), default=0.0))))
-        self._last = now
-
-    def _now(self) -> tuple[float, float, dict[int, float]]:
-        """The clock, this thread's work, and by thread the time in the queue for a processor; all in seconds."""
-        queued = {}
-        for path in Path("/proc/self/task").glob("*/schedstat"):
-            with suppress(OSError):  # a thread that has just ended
-                queued[int(path.parent.name)] = int(path.read_text().split()[1]) / 1e9
-        return time.perf_counter(), time.thread_time(), queued
-
-    def end(self) -> None:
-        """Stop measuring."""
-        self._timer.stop()
 
 
 def test_a_stall_of_the_plugin_s_own_making_is_measured(qapp: Any, qtbot: Any) -> None:
