@@ -29,15 +29,15 @@ POINTS = 2_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=(96, 192, 192))
-    parser.add_argument("--only", nargs="*", default=[], help="words of the things to measure")
+    parser.add_argument("--only", nargs="*", choices=THINGS, default=THINGS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         os.environ |= {"MED3DSSL_CACHE": str(home / "cache"), "MED3DSSL_RUNS": str(home / "runs")}
         os.environ |= {"NAPARI_CONFIG": str(home / "napari.yaml"), "PYTHONPATH": os.pathsep.join(sys.path[:2])}
-        session = Session(home, tuple(arguments.shape), arguments.only)
+        session = Session(home, tuple(arguments.shape))
         try:
-            for name in THINGS:
+            for name in arguments.only:
                 getattr(session, name)()
         finally:
             session.close()
@@ -50,7 +50,7 @@ THINGS = ("clicks", "strokes", "masks", "beside", "label_maps", "planes", "cohor
 class Session:
     """A window with a scan, two label maps and a model, and what was measured in it."""
 
-    def __init__(self, home: Path, shape: tuple[int, ...], only: list[str]) -> None:
+    def __init__(self, home: Path, shape: tuple[int, ...]) -> None:
         import napari
 
         from napari_med3dssl import _canvas
@@ -60,7 +60,7 @@ class Session:
         from tests.model_kit import untrained
         from training_backend.data.phantoms import thorax_ct
 
-        self.home, self.only, self.measured = home, only, {}
+        self.home, self.measured = home, {}
         self.model = untrained(home / "model")
         self.phantom = thorax_ct(3, shape)
         self.viewer = napari.Viewer()

@@ -19,6 +19,8 @@ from napari_med3dssl.layer_looks import BLENDINGS, SMOOTHINGS, Floats, Look, has
 
 Picture = npt.NDArray[np.uint8]
 """[h, w, 3]."""
+Box = tuple[float, float, float, float]
+"""Left, top, width and height in pixels of the canvas."""
 
 EDGE = 10.0
 """Pixels of the canvas between its edge and what is written."""
@@ -44,7 +46,7 @@ DRAWN_TEXTS = ("scale_bar", "text", "current_slice")
 class Cell:
     """A part of the canvas with layers of its own, the lowest first; left, top, width and height in its pixels."""
 
-    box: tuple[float, float, float, float]
+    box: Box
     looks: tuple[Look, ...]
 
 
@@ -58,7 +60,7 @@ class Mark:
     text: str
     position: str
     size: float
-    box: tuple[float, float, float, float]
+    box: Box
     shaded: bool
     length: float = 0.0
 
@@ -208,7 +210,7 @@ def _can_be_drawn(layer: Any) -> bool:
     return str(layer.interpolation2d) in SMOOTHINGS and marked == (None, None)
 
 
-def _boxes(grid: Any, layers: list[Any], size: tuple[int, int]) -> dict[tuple[int, int], tuple[float, ...]]:
+def _boxes(grid: Any, layers: list[Any], size: tuple[int, int]) -> dict[tuple[int, int], Box]:
     """Left, top, width and height of each cell of the grid."""
     rows, columns = grid.actual_shape(layers)
     spacing = float(grid.spacing)
@@ -246,7 +248,7 @@ def _names(shown: list[tuple[Any, Any]]) -> Iterator[Mark]:
             yield _mark(overlay, layer.name, box)
 
 
-def _mark(overlay: Any, text: str, box: tuple[float, ...], length: float = 0.0) -> Mark:
+def _mark(overlay: Any, text: str, box: Box, length: float = 0.0) -> Mark:
     size = float(overlay.font_size) * PIXELS_PER_POINT
     return Mark(text, str(overlay.position), size, box, bool(overlay.box), length)
 
@@ -312,7 +314,7 @@ def _stamp(mark: Mark, grown: float, view: CanvasView) -> Floats:
         for at in (0.0, long - thick):
             painter.fillRect(QRectF(left + at, top, thick, tick), ink)
     painter.end()
-    return np.asarray(qimage_to_array(image), np.float32) / 255
+    return np.asarray(qimage_to_array(image) / np.float32(255), np.float32)
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

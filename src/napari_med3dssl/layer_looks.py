@@ -75,7 +75,7 @@ class Look:
         colours = self.table[np.where(known, share + np.float32(0.5), 0).astype(np.intp)]
         return colours if known.all() else np.where(known[..., None], colours, np.float32(0))
 
-    def sampled(self, values: Any, rows: Floats, columns: Floats) -> Floats:
+    def sampled(self, values: Any, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]) -> Floats:
         """RGBA [len(rows), len(columns), 4] of a slice at places counted in voxels, transparent outside."""
         inside = [(at >= -0.5) & (at < n - 0.5) for at, n in zip((rows, columns), values.shape, strict=False)]
         if self.smooth and self.kind == "scan":
@@ -138,7 +138,7 @@ def look_of(layer: Any) -> Look:
     )
 
 
-def _between(values: Any, at: Floats, axis: int) -> Floats:
+def _between(values: Any, at: npt.NDArray[np.float64], axis: int) -> Floats:
     """Values between neighbours along an axis; beyond the middles of the first and last voxel those of these voxels."""
     last = values.shape[axis] - 1
     at = np.clip(at, 0, last)
