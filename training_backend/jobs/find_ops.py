@@ -55,7 +55,7 @@ class FindOps:
         text, volumes, top = params.get("text"), params.get("volumes"), int(params.get("top") or 10)
         begun = time.perf_counter()
         if text is not None:
-            found = find_scans(ready.loaded.module, store, str(text), top=top)
+            found = find_scans(ready.loaded.module, store, str(text), top=top)  # type: ignore[arg-type]
         elif volumes:
             found = find_by_scan(ready.loaded, store, prepare(volumes, ready.loaded.profile), top)
         else:
