@@ -327,7 +327,7 @@ class ExplorePanel(QWidget):
 
     def _estimated(self, scan: Any | None, then: Callable[[dict[str, Any]], None]) -> bool:
         """Have the features of a scan computed, after it was told what they take, and asked where that is much."""
-        if not self._ready():
+        if not self._ready() or scan is None:
             return False
         try:
             grid = geometry_of(scan)
@@ -335,7 +335,7 @@ class ExplorePanel(QWidget):
         except Med3dError as error:
             self.notice.say("error", str(error))
             return False
-        how = {"level": self.level, "normalised": self.normalised.isChecked()}
+        how: dict[str, Any] = {"level": self.level, "normalised": self.normalised.isChecked()}
         doing = "Computing features…" if scan is self.scan else f"Computing features of {scan.name}…"
 
         def compute() -> None:
@@ -354,7 +354,7 @@ class ExplorePanel(QWidget):
             else:
                 compute()
 
-        asked = {"geometry": grid, "contrasts": contrasts_read, "level": self.level}
+        asked: dict[str, Any] = {"geometry": grid, "contrasts": contrasts_read, "level": self.level}
         return self.ask("features_need", told, "Looking what the features take…", scanless=True, **asked)
 
     def _watched(self, scan: Any, values: dict[str, Any]) -> Features:
@@ -450,6 +450,9 @@ class ExplorePanel(QWidget):
             widget.setVisible(bool(scales))
 
     def _keep_features(self, scan: Any, values: dict[str, Any]) -> None:
+        if scan is not self.scan or self.asked is None or self.asked.source != self.state.model:
+            self.notice.say("info", "Another scan or model was chosen meanwhile; the features were kept on disk.")
+            return
         self.features = self._watched(scan, values)
         d, h, w, width = self.features.tokens.shape
         how = "read from the cache" if values["cached"] else "computed"

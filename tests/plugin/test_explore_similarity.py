@@ -254,3 +254,15 @@ def test_seeds_are_carried_to_the_next_visit_and_back(computed: ExplorePanel, vi
     section.before_button.click()
     qtbot.waitUntil(lambda: section.target is computed.scan, timeout=60_000)
     assert [layer.name for layer in computed.viewer.layers] == names  # nothing was opened twice
+
+
+def test_features_of_a_scan_that_is_left_meanwhile_are_not_taken_for_the_next(
+    ready: ExplorePanel, phantom: Phantom, qtbot: Any
+) -> None:
+    add(ready.viewer, volume_layer(phantom.volume, name="chest"))
+    ready.compute_button.click()
+    ready.scan_box.setCurrentIndex(1)
+    finish(ready, qtbot)
+    assert ready.scan.name == "chest"
+    assert ready.features is None
+    assert ready.notice.text.startswith("Another scan or model was chosen meanwhile")
