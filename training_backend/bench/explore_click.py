@@ -2,8 +2,7 @@
 
 The model process computes the tokens and hands them over as a file that is mapped into memory, as it does for the
 window. Every click is then worked out as the window does it: mean of the picked tokens less mean of the excluded ones,
-product with all tokens, air darkened, limits of the colours. Drawing on a canvas comes on top; the script
-``docs/measure_clicks.py`` measures that in a real window.
+product with all tokens, air darkened, limits of the colours. Drawing on a canvas comes on top and is not measured here.
 """
 
 from __future__ import annotations
