@@ -46,9 +46,6 @@ def train_half(home: Path) -> tuple[Path, Path]:
 
 def photograph_learn(photographer: Photographer, dataset: Path, run: Path) -> None:
     """The list of next cases, and the first of them predicted, corrected and accepted; both are undone at the end."""
-    from napari_med3dssl._layers import add, geometry_of, labels_layer
-    from training_backend.data.dataset import Dataset
-
     with photographer.viewer():
         state, panel = photographer.bench.state, photographer.panels["Explore"]
         photographer.bench.show_tab("Explore")
@@ -62,14 +59,13 @@ def photograph_learn(photographer: Photographer, dataset: Path, run: Path) -> No
         photographer.wait(lambda: section.list.count() > 0 and not section._jobs, 300)
         section.open_case(section.list.item(0).data(256))
         photographer.wait(lambda: not section._jobs and panel.scan is not None)
-        scan = panel.scan
-        found = state.client.request("predict", source=str(run), volumes=[_volume(scan)])
-        mask = found["labels"].array.copy()
-        middle = mask.shape[0] // 2
-        mask[middle - 2 : middle + 2][mask[middle - 2 : middle + 2] == 2] = 0
-        name = f"{scan.name} · pred · half"
-        classes = Dataset.open(dataset).info.classes
-        add(state.viewer, labels_layer(mask, geometry_of(scan), name, classes, run="half", derived=True))
+        section.predict_button.click()
+        photographer.wait(lambda: not section._jobs, 300)
+        layer = state.viewer.layers.selection.active
+        middle = layer.data.shape[0] // 2
+        some = layer.data[middle - 2 : middle + 2]
+        some[some == 2] = 0
+        layer.refresh()
         photographer.settle(1)
         _show(photographer, section)
         photographer.photograph("Explore", "learn-next")
@@ -88,9 +84,3 @@ def _show(photographer: Photographer, section: object) -> None:
     page = photographer.panels["Explore"].findChild(Page)
     page.ensureWidgetVisible(section.notice, 0, 40)  # type: ignore[attr-defined]
     photographer.settle(1)
-
-
-def _volume(layer: object) -> object:
-    from napari_med3dssl._layers import volume_of
-
-    return volume_of(layer)

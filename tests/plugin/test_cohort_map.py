@@ -376,4 +376,13 @@ def test_from_the_dataset_to_the_map(panel: Any, own: Path, tiny_model: str, qtb
     window.open_case(0)
     work_done(qtbot)
     assert window.cohort.points[0].case in panel.viewer.layers[0].name
+    bare = Dataset.open(own)
+    for case in bare.cases():
+        bare.put(case.model_copy(update={"label": None}))
+    bare.save()
+    shown = window.cohort
+    window.compute_button.click()
+    qtbot.waitUntil(lambda: window._job is None, timeout=120_000)
+    assert window.notice.text.startswith("There is no case with a label map.")
+    assert window.cohort is shown  # the map stays
     window.close()
