@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from training_backend.errors import RunError, without_paths
+from training_backend.jobs.kept_arrays import KeptArrays
 from training_backend.jobs.protocol import ENDINGS, array_files, decode, encode, error_from, from_line, to_line
 from training_backend.tasks.base import Cancelled
 
@@ -121,14 +122,16 @@ class ServeClient:
         self, identity: int, op: str, params: dict[str, Any], progress: Callback | None, partial: Watcher | None
     ) -> Result:
         child = self._living_child()
-        encoded = encode(params, child.folder)
+        encoded = encode(params, child.folder, child.kept.write)
         try:
             if not child.send({"id": identity, "op": op, "params": encoded}):
                 raise _ChildDiedError(child.fate())
             return self._listen(child, identity, progress, partial)
         finally:
             for path in array_files(encoded, child.folder):
-                path.unlink(missing_ok=True)
+                if not child.kept.keeps(path):
+                    path.unlink(missing_ok=True)
+            child.kept.release(child.folder)
 
     def _listen(self, child: _Child, identity: int, progress: Callback | None, partial: Watcher | None) -> Result:
         stopped: Exception | None = None
@@ -206,6 +209,7 @@ class _Child:
     def __init__(self, command: Sequence[str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="med3dssl-"))  # mkdtemp makes it 0700
         self.log = self.folder / "log.txt"
+        self.kept = KeptArrays()
         options = ("--folder", str(self.folder), "--parent", str(os.getpid()))
         flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
         with self.log.open("wb") as log:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +30,29 @@ from training_backend.data.volume import Geometry, Volume
 from training_backend.errors import Med3dError, ResourceError, RunError, said
 from training_backend.files import disk_error
 
+Writer = Callable[[np.ndarray[Any, Any], Path], str]
+
 ENDINGS = ("result", "cancelled", "error")
 """Message types that end a request."""
 
 
-def encode(value: Any, folder: Path) -> Any:
-    """`value` as JSON types; arrays, geometries and volumes inside it are tagged, arrays written into `folder`."""
+def encode(value: Any, folder: Path, write: Writer | None = None) -> Any:
+    """`value` as JSON types; arrays, geometries and volumes inside it are tagged, arrays written into `folder`.
+
+    `write` gives the name of the file of a volume's array there; `write_array` where it is missing.
+    """
     if isinstance(value, np.ndarray):
-        return {"$array": _write_array(value, folder)}
+        return {"$array": write_array(value, folder)}
     if isinstance(value, Geometry):
         return {"$geometry": value.to_dict()}
     if isinstance(value, Volume):
         facts = {"modality": value.modality, "name": value.name, "meta": dict(value.meta)}
-        return {"$volume": {"array": encode(value.array, folder), "geometry": value.geometry.to_dict(), **facts}}
+        array = {"$array": (write or write_array)(value.array, folder)}
+        return {"$volume": {"array": array, "geometry": value.geometry.to_dict(), **facts}}
     if isinstance(value, Mapping):
-        return {str(key): encode(item, folder) for key, item in value.items()}
+        return {str(key): encode(item, folder, write) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [encode(item, folder) for item in value]
+        return [encode(item, folder, write) for item in value]
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Path):
@@ -120,7 +126,8 @@ def _subclasses(root: type[Med3dError]) -> list[type[Med3dError]]:
     return [root, *(found for child in root.__subclasses__() for found in _subclasses(child))]
 
 
-def _write_array(array: np.ndarray[Any, Any], folder: Path) -> str:
+def write_array(array: np.ndarray[Any, Any], folder: Path) -> str:
+    """Name of a new file in `folder` that holds `array`."""
     if array.dtype.hasobject:
         raise RunError(f"Only numbers can be sent to the model process, found an array of {array.dtype}.")
     path = folder / f"{uuid.uuid4().hex}.npy"

@@ -69,6 +69,7 @@ from training_backend.errors import RunError
 from training_backend.jobs.cohort_ops import cohort_map, cohort_umap
 from training_backend.jobs.compare_ops import compare_masks
 from training_backend.jobs.find_ops import FindOps
+from training_backend.jobs.kept_arrays import Digests
 from training_backend.jobs.learn_ops import next_cases
 from training_backend.jobs.run_ops import compare_runs, report_runs
 from training_backend.jobs.stroke_ops import StrokeOps
@@ -142,6 +143,7 @@ class Session:
         self._ready: Ready | None = None
         self._scans: dict[str, Prepared] = {}
         self._second: Ready | None = None
+        self._digests = Digests()
         self._strokes, self._finds = StrokeOps(self), FindOps(self)
 
     def operations(self) -> Mapping[str, Callable[[Params, Progress], Values]]:
@@ -246,7 +248,7 @@ class Session:
         names = json.dumps([[volume.name, volume.modality, volume.meta.get("contrast")] for volume in volumes])
         level = int(params.get("level") or 0)
         settings = f"{profile.model_dump_json()} {normalised} {overlap} {level}"
-        arrays = [volume.array for volume in volumes]
+        arrays = [self._digests.of(volume.array) for volume in volumes]
         key = feature_cache.content_hash(ready.hash, places, names, settings, *arrays)
         kept = feature_cache.find(key)
         if kept is not None:
@@ -410,7 +412,11 @@ class Session:
         keys = []
         for volumes in scans:
             facts = [(one.geometry.to_dict(), one.name, one.modality, one.meta.get("contrast")) for one in volumes]
-            keys.append(content_hash(json.dumps(facts), profile.model_dump_json(), *(one.array for one in volumes)))
+            keys.append(
+                content_hash(
+                    json.dumps(facts), profile.model_dump_json(), *(self._digests.of(one.array) for one in volumes)
+                )
+            )
         self._scans = {key: kept for key, kept in self._scans.items() if key in keys}  # frees old ones first
         for key, volumes in zip(keys, scans, strict=True):
             if key not in self._scans:

@@ -159,7 +159,7 @@ class _Regions(torch.autograd.Function):
                     dzero[channels] += part[:, :, number].sum(0).flatten()
             dbias = dbias.to(table.dtype)
             _add(dtable, index[region.places][:, region.places], dbias[..., :number])
-            if len(region.padding):
+            if shares is not None:
                 _add(dtable, index[region.places][:, region.padding], dbias[..., number:] * shares)
         rows = qkv.flatten(0, -2)
         dweight = (rows.T @ x.to(rows.dtype).flatten(0, -2)).to(weight.dtype)
