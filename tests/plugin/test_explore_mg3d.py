@@ -151,7 +151,7 @@ def test_patients_need_no_scan(ready: ExplorePanel, qtbot: Any) -> None:
 def test_findings_are_asked_and_cases_are_found_and_opened(ready: ExplorePanel, models: Path, qtbot: Any) -> None:
     ready.state.model = str(models / "find")
     work_done(qtbot)
-    assert [one.view.name for one in ready.views] == ["findings"]
+    assert "findings" in [one.view.name for one in ready.views]
     findings = section(ready, "findings")
     findings.show_button.click()
     finish(ready, qtbot)

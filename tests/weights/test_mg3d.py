@@ -219,8 +219,9 @@ def test_projection_and_marks_go_along_and_alone_learn_with_gates_and_latents(tm
         weight, bias = state["multi_modal_vision_proj.weight"], state["multi_modal_vision_proj.bias"]
         wanted = rows @ weight.T + bias + state["modality_type_embeddings.weight"][1]
         torch.testing.assert_close(network.image_tokens(volume), wanted, atol=1e-4, rtol=1e-4)  # type: ignore[operator]
-    with pytest.raises(ConfigError, match="as_pretrained needs gates, and project 0"):
-        run.updated({"task": {"gates": 0}})
+    for wrong, sentence in (({"gates": 0}, "there are none"), ({"project": 48}, "project 48 does so too")):
+        with pytest.raises(ConfigError, match=sentence):
+            build_network(run.updated({"task": wrong}), method("mg3d"), task("vocabulary"))
 
 
 def test_the_projection_of_the_large_transformer_goes_along(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from training_backend.config import TaskConfig, ui
 from training_backend.config.text import TextConfig
@@ -62,12 +62,6 @@ class MatchConfig(TaskConfig):
     temperature: float = Field(1.0, json_schema_extra=ui(advanced=True))
     """Start of the learnt temperature: scores are cosines times its exponential. Published: 1."""
 
-    @model_validator(mode="after")
-    def _projected_once(self) -> MatchConfig:
-        if self.as_pretrained and (self.project or not self.gates):
-            raise ValueError("as_pretrained needs gates, and project 0")
-        return self
-
 
 def build_match(
     run: RunConfig,
@@ -92,6 +86,12 @@ def build_match(
         raise ConfigError(
             "Texts tell left from right and front from back, but data.augment.flip mirrors volumes.",
             "Set data.augment.flip to 0 0 0.",
+        )
+    if config.as_pretrained and (config.project or not config.gates):
+        raise ConfigError(
+            "task.as_pretrained projects visual tokens for the gates of MG-3D, but "
+            + (f"task.project {config.project} does so too." if config.gates else "there are none."),
+            "Set task.gates to 2 and task.project to 0.",
         )
     ready = bool(config.text.source or config.text.architecture)
     text, tokeniser = text_model(config.text, () if ready else texts())
