@@ -103,7 +103,7 @@ class StrokesSection(ExploreSection):
             return
         if self._painted is None or self._painted not in self.panel.viewer.layers or self._scan is not scan:
             self._paint_on(scan)
-        where = {"near": view_point(self.panel.viewer, scan), "size": self._size()}
+        where: dict[str, Any] = {"near": view_point(self.panel.viewer, scan), "size": self._size()}
         self.panel.ask("strokes_open", self._opened, "Computing features…", level=self.panel.level, **where)
 
     def forget(self) -> None:
@@ -212,7 +212,7 @@ class StrokesSection(ExploreSection):
     def _read(self, force: bool = False, whole: bool = False) -> None:
         """Look at what is painted, in a thread, and fill if it changed."""
         layer, scan = self._painted, self._scan
-        if layer is None or layer not in self.panel.viewer.layers or scan is not self.panel.scan:
+        if layer is None or layer not in self.panel.viewer.layers or scan is not self.panel.scan or scan is None:
             return
         if self._job is not None:
             self._again = True

@@ -16,6 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from training_backend.data.volume import Volume
     from training_backend.jobs.client import ServeClient
+    from training_backend.jobs.serve import Progress
 
 MODELS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "vitb": ("mae3d", "base", {"method": {"patch_size": (16, 16, 16)}, "data": {"size": (96, 96, 96)}}, 0),
@@ -126,3 +127,10 @@ def generated_scan(shape: tuple[int, int, int]) -> tuple[Volume, Volume]:
 def load() -> list[float]:
     """Mean numbers of busy processes of the last 1, 5 and 15 minutes; empty where the system does not count them."""
     return [round(one, 1) for one in os.getloadavg()] if hasattr(os, "getloadavg") else []
+
+
+def unwatched() -> Progress:
+    """Progress of an operation that nobody looks at."""
+    from training_backend.jobs.serve import Progress
+
+    return Progress(lambda _share, _text: None, lambda: False)

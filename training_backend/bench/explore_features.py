@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training_backend.bench._explore import MODELS, Clocks, generated_scan, load, untrained
+from training_backend.bench._explore import MODELS, Clocks, generated_scan, load, untrained, unwatched
 from training_backend.bench.step import child, peak_mb
 
 
@@ -53,9 +53,9 @@ def measure(source: str, size: tuple[int, int, int], level: int, overlap: float,
     operations = Session("cpu").operations()
     scan, _ = generated_scan(size)
     how: dict[str, Any] = {"source": source, "level": level, "overlap": overlap}
-    need = operations["features_need"]({**how, "geometry": scan.geometry}, _quiet)
+    need = operations["features_need"]({**how, "geometry": scan.geometry}, unwatched())
     begun, clocks = time.perf_counter(), Clocks()
-    found = clocks.time(lambda: operations["features"]({**how, "volumes": [scan]}, _quiet))
+    found = clocks.time(lambda: operations["features"]({**how, "volumes": [scan]}, unwatched()))
     row = {
         "load": load(),
         "size": size,
@@ -68,8 +68,3 @@ def measure(source: str, size: tuple[int, int, int], level: int, overlap: float,
         "processor_s": clocks.told()["processor_s"],
     }
     sys.stdout.write(json.dumps(row))
-
-
-def _quiet(share: float, text: str = "") -> bool:
-    """Takes what would be told to a viewer."""
-    return True

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from training_backend.bench import correct_loop
-from training_backend.bench._explore import Clocks
+from training_backend.bench._explore import Clocks, unwatched
 from training_backend.bench.explore_strokes import scripted
 from training_backend.files import write_json, write_text
 
@@ -161,17 +161,17 @@ def _stroke_model(
     from training_backend.jobs.serve_ops import Session
 
     operations = Session("cpu").operations()
-    opened = operations["strokes_open"]({"source": source, "volumes": [_scan(truth, case)]}, _quiet)
+    opened = operations["strokes_open"]({"source": source, "volumes": [_scan(truth, case)]}, unwatched())
     given = {"key": opened["key"], "points": points, "values": values, "classes": CLASSES, "size": None}
     clocks = Clocks()
-    own = clocks.time(lambda: operations["strokes_fill"](given, _quiet))["labels"]
-    operations["strokes_save"]({"key": opened["key"], "path": str(path)}, _quiet)
+    own = clocks.time(lambda: operations["strokes_fill"](given, unwatched()))["labels"]
+    operations["strokes_save"]({"key": opened["key"], "path": str(path)}, unwatched())
     rest = np.ones(own.shape, bool)
     rest[tuple(points.T)] = False
     scores = {}
     for other in truth.cases(split="val", labelled=True):
         params = {"source": source, "volumes": [_scan(truth, other)], "path": str(path)}
-        found = operations["strokes_apply"](params, _quiet)["labels"]
+        found = operations["strokes_apply"](params, unwatched())["labels"]
         scores[other.id] = _dice(found, _mask(truth, other).array)
     seconds = clocks.told()["processor_s"]
     own_dice = _dice(own[rest], _mask(truth, case).array[rest])
@@ -202,8 +202,3 @@ def _mask(dataset: Dataset, case: CaseRecord) -> Volume:
 
 def _scans(count: int) -> str:
     return f"whole mask{'s' if count > 1 else ''} of {count} scan{'s' if count > 1 else ''}"
-
-
-def _quiet(share: float, text: str = "") -> bool:
-    """Takes what would be told to a viewer."""
-    return True
