@@ -76,6 +76,60 @@ def test_maps_are_those_of_the_view_and_the_choice_is_made_apart(config: Any) ->
     assert set(row) == {"gates", "choice", "placed"}
 
 
+def test_what_follows_words_is_told_from_what_shows_the_solid_lobes_whatever_is_asked(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = {**labelled_views(config, "train"), **labelled_views(config, "val")}
+    reports = {case.id: case.report for case in Dataset.open(config.data.dataset).cases()}
+    placed = mg3d_proof._placed(scans, reports)
+    network: Any = None
+    monkeypatch.setattr(mg3d_proof, "_speaks", lambda network, volume, question: question.places)
+    row = mg3d_proof.spoken(network, scans, placed, reports)
+    assert (row["placed"], row["one_of_two"], row["told_apart"], row["elsewhere"]) == (1, 1, 1, 1)
+
+    def solid(network: Any, volume: torch.Tensor, question: Question) -> Any:
+        shown = sum(one.places for one in placed if one.case == question.case)
+        return shown * np.linspace(1, 2, shown.size).reshape(shown.shape)  # no two places alike
+
+    monkeypatch.setattr(mg3d_proof, "_speaks", solid)
+    row = mg3d_proof.spoken(network, scans, placed, reports)
+    assert row["pairs"] >= 2
+    assert row["told_apart"] == 0.5
+    assert row["elsewhere"] == 0
+    assert row["placed_interval"][0] < row["placed"] < row["placed_interval"][1]
+
+
+def test_what_speaks_for_a_sentence_is_drawn_by_networks_that_learnt_nothing_too(config: Any) -> None:
+    scans = labelled_views(config, "train")
+    reports = {case.id: case.report for case in Dataset.open(config.data.dataset).cases()}
+    placed = mg3d_proof._placed(scans, reports)
+    network = mg3d_proof._untrained(mg3d_proof.matching(Path(config.data.dataset), "", 1, 0))
+    maps = [mg3d_proof._speaks(network, scans[question.case][0], question) for question in placed]
+    assert all(one.shape == question.places.shape for one, question in zip(maps, placed, strict=True))
+    assert min(one.min() for one in maps) >= 0
+    assert max(one.max() for one in maps) > 0
+    question = placed[0]
+    volume = scans[question.case][0]
+    with torch.inference_mode():
+        network.usual.copy_(network.image_tokens(volume)[0])
+    values = mg3d_proof._speaks(network, volume, question)
+    assert values.max() < 1e-6  # a scan is as usual as itself
+    assert not mg3d_proof._found(np.zeros_like(values), question)
+
+
+def test_intervals_hold_the_share() -> None:
+    assert mg3d_proof.interval(33, 66) == pytest.approx((0.383, 0.617), abs=2e-3)
+    assert mg3d_proof.interval(66, 66)[1] == 1
+
+
+@pytest.mark.learning
+def test_sentences_find_what_they_describe_once_retrieval_was_learnt(tmp_path: Path) -> None:
+    found = mg3d_proof.main(tmp_path, ("speaking",), finetune_steps=120, seeds=(0,), starts=("scratch",))["speaking"]
+    (learnt,), (untrained,) = found["scratch"], found["untrained"]
+    assert learnt["placed_interval"][0] > max(2 * found["chance"], untrained["placed_interval"][1])
+    assert learnt["told_apart"] > 0.6
+
+
 @pytest.mark.learning
 def test_hidden_words_and_blocks_of_held_out_cases_are_learnt(tmp_path: Path) -> None:
     found = mg3d_proof.main(tmp_path, parts=("losses",), steps=240)["losses"]
