@@ -34,8 +34,8 @@ TUNED = (
 """Parts that learn with `latents_only`, the first alone without gates; the last is new wherever there is one."""
 
 USUAL = 0.1
-"""Weight of a batch in the mean of the tokens that were learnt from, once there were many: what the network made of them
-many steps ago says little of what it makes of a scan now."""
+"""Weight of a batch in the mean of the tokens that were learnt from, once there were many: what the network made of
+them many steps ago says little of what it makes of a scan now."""
 
 Reading = Literal["first", "mean"]
 """first: the vector of a text is that of its first token. mean: the mean of its tokens."""
