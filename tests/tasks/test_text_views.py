@@ -114,6 +114,15 @@ def test_a_usual_scan_is_a_mean_over_those_that_were_learnt_from(told: Path) -> 
     torch.testing.assert_close(network.usual, seen.mean((0, 1)).detach())
 
 
+def test_weights_from_before_there_was_a_usual_scan_are_read(told: Path) -> None:
+    network = matching.network(retrieval, matching.config("retrieval", told))
+    older = {name: tensor for name, tensor in network.state_dict().items() if name not in network.optional}
+    assert len(older) == len(network.state_dict()) - 2
+    network.load_state_dict(older)
+    with pytest.raises(RuntimeError, match="temperature"):
+        network.load_state_dict({name: tensor for name, tensor in older.items() if name != "temperature"})
+
+
 def test_a_network_that_names_no_findings_is_asked_for_those_of_ct_rate(told: Path) -> None:
     network = matching.network(retrieval, matching.config("retrieval", told)).eval()
     frame = last(FINDINGS, network)

@@ -67,6 +67,8 @@ class TextMatch(nn.Module):
 
     usual: Tensor
     usual_batches: Tensor
+    optional = ("usual", "usual_batches")
+    """Tensors that older weights lack."""
 
     def __init__(
         self,
@@ -199,6 +201,11 @@ class TextMatch(nn.Module):
         wanted = (self.text_latents(said) @ self.to_visual_latent.weight).unflatten(2, tokens.shape[1:])
         shares: Tensor = (wanted * tokens[:, None]).sum(-1)
         return shares / length[:, None, None] * self.temperature.exp()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        for name, tensor in self.named_buffers(recurse=False):
+            state_dict.setdefault(prefix + name, tensor)  # of weights from before there was a usual scan
+        super()._load_from_state_dict(state_dict, prefix, *others)  # type: ignore[no-untyped-call]
 
     def presence(self, tokens: Tensor, findings: Sequence[str]) -> Tensor:
         """Probability [B, K] that each finding is there: softmax over the scores of "X." and "not X."."""

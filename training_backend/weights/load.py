@@ -81,7 +81,8 @@ def load_model(source: str | Path, device: str = "cpu", *, changes: Mapping[str,
     found = open_source(source, changes)
     module = _build(found)
     report = transfer(module, found, found.config)
-    lacking = [*report.missing, *(name for name, *_ in report.mismatched)]
+    optional = getattr(module, "optional", ())
+    lacking = [*(name for name in report.missing if name not in optional), *(name for name, *_ in report.mismatched)]
     if lacking and found.kind != "encoder":
         raise WeightsError(
             f"{source} lacks {len(lacking)} tensors of its network: {', '.join(lacking[:4])}.",
