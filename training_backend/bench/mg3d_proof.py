@@ -139,7 +139,7 @@ def consolidated(seed: int, shape: tuple[int, int, int]) -> Phantom:
         lobe = lungs & side & upper
         hu[lobe] = np.rint(rng.normal(SOFT_HU, 15, int(lobe.sum())))
         labels[lobe] = NODULE
-    said = [_sentence(LOBES[index]) for index in chosen] or ["No consolidation."]
+    said = [sentence(LOBES[index]) for index in chosen] or ["No consolidation."]
     report = chest.report.replace("No pulmonary nodule.", " ".join(said))
     classes = tuple(
         entry.model_copy(update={"name": "consolidation"}) if entry.index == NODULE else entry
@@ -254,7 +254,7 @@ def _placed(scans: Scans, reports: dict[str, str]) -> list[Question]:
     found = []
     for case, (_, labels) in scans.items():
         for lobe in LOBES:
-            text = _sentence(lobe)
+            text = sentence(lobe)
             if text in reports[case]:
                 found.append(Question(case, text, shares(labels == NODULE, lobe)))
     return found
@@ -293,7 +293,8 @@ def shares(mask: npt.NDArray[np.bool_], lobe: str) -> npt.NDArray[np.float64]:
     return np.asarray(counts / max(counts.sum(), 1))
 
 
-def _sentence(lobe: str) -> str:
+def sentence(lobe: str) -> str:
+    """What a report says of a consolidated lobe."""
     return f"There is a consolidation in the {lobe}."
 
 
@@ -375,7 +376,7 @@ def _speaks(network: TextMatch, volume: Tensor, question: Question) -> npt.NDArr
 
     from training_backend.tasks.text_views import FINDINGS
 
-    said = [_sentence(lobe) for lobe in LOBES]
+    said = [sentence(lobe) for lobe in LOBES]
     asked = {"findings": LOBES, "present": said, "sentence": said.index(question.text) + 1}
     with torch.inference_mode():
         *_, frame = FINDINGS.draw(network, volume, FINDINGS.options.parse(asked), torch.Generator())
