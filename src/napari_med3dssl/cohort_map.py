@@ -285,7 +285,7 @@ class CohortMap(QDialog):
         said = "{} excluded from training; Undo takes them in again."
         self._decide(cohort_files.exclude, said=said, shown="split")
 
-    def move(self, split: str) -> None:
+    def move_to(self, split: str) -> None:
         """Give the chosen cases a split."""
         self._decide(cohort_files.move, split, said=f"{{}} moved to {split}.", shown="split")
 
@@ -366,7 +366,7 @@ class CohortMap(QDialog):
     def _on_split(self, index: int) -> None:
         self.split.setCurrentIndex(0)
         if index > 0:
-            self.move(SPLITS[index - 1])
+            self.move_to(SPLITS[index - 1])
 
     def _complain(self, sentence: str) -> None:
         self.notice.say("error", sentence)

@@ -289,7 +289,7 @@ class ExplorePanel(QWidget):
         self.progress = QProgressBar()
         self.progress.setAccessibleName("Progress of the model process")
         self.notice, self.warning = Notice(), Notice()
-        self.geometry = GeometryQuestion(self._on_geometry)
+        self.where_asked = GeometryQuestion(self._on_geometry)
         self.summary, self.estimate = wrapping(""), wrapping("")
         self.estimate.hide()
         self.similarity = SimilaritySection(self)
@@ -305,7 +305,7 @@ class ExplorePanel(QWidget):
         page = Page()
         page.column.addLayout(form)
         page.column.addWidget(button_row(self.compute_button, self.load_button, self.cancel_button))
-        for widget in (self.geometry, self.progress, self.notice, self.warning, self.summary, self.estimate):
+        for widget in (self.where_asked, self.progress, self.notice, self.warning, self.summary, self.estimate):
             page.column.addWidget(widget)
         first = (self.similarity, self.strokes, self.comparison, self.learning)
         for section in (*first, self.embedding, self.masking, self.attention):
@@ -485,7 +485,7 @@ class ExplorePanel(QWidget):
         if self.scan is not chosen:
             self._forget_features()
         else:
-            self.geometry.ask(self.scan, self.others)
+            self.where_asked.ask(self.scan, self.others)
         for section in (self.comparison, self.beside, self.export):
             section.offer()
         self._offer_others()
@@ -514,7 +514,7 @@ class ExplorePanel(QWidget):
         self._watch.forget()
         self.estimate.hide()
         self.warning.clear()
-        self.geometry.ask(self.scan, self.others)
+        self.where_asked.ask(self.scan, self.others)
         self.leave_picking()
         self.similarity.forget()
         self.strokes.forget()

@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QFormLayout, QHeaderView, QTableWidget, 
 from napari_med3dssl import _compat, _work
 from napari_med3dssl._layers import classes_of, volume_of
 from napari_med3dssl._widgets import Section, button, button_row, combo, wrapping
-from napari_med3dssl.explore_pictures import PictureLayers
+from napari_med3dssl.explore_pictures import PictureLayers, see
 from training_backend.files import write_text
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ COLUMNS = (
 """Heads of the table, and the field of a score below each."""
 NEEDS_TWO = "Open two label maps of one scan: a prediction and a truth, or the results of two models."
 NO_PLACE = "The maps agree everywhere."
+NAMED_APART = "Same values are compared, not names: {} is {} in A but {} in B."
+HIDDEN = "A and B are hidden now, so that the agreement is seen."
 ROW_HEIGHT, MOST_ROWS = 22, 7
 
 
@@ -46,6 +48,7 @@ class CompareSection(Section):
         self._places: list[dict[str, Any]] = []
         self._at = -1
         self._left_out = 0
+        self._said: list[str] = []
         self._job: _work.Job | None = None
         self._build()
         self.offer()
@@ -111,14 +114,17 @@ class CompareSection(Section):
         one, other = self._chosen()
         if one is None or other is None or self._job is not None:
             return
-        names = {entry.index: entry.name for layer in (other, one) for entry in classes_of(layer)}
+        of_one, of_other = ({entry.index: entry.name for entry in classes_of(layer)} for layer in (one, other))
+        names = of_other | of_one
+        apart = [value for value, name in sorted(of_one.items()) if value and of_other.get(value, name) != name]
+        self._said = [NAMED_APART.format(value, of_one[value], of_other[value]) for value in apart[:1]]
         params = {"one": volume_of(one), "other": volume_of(other), "names": names, "chosen": self.chosen.currentData()}
         client = self.panel.state.client
         self.told.setText("Comparing…")
         self._job = _work.start(
             self,
             lambda: client.request("compare_masks", **params),
-            done=self._show,
+            done=lambda values: self._show(values, (one, other)),
             failed=self.told.setText,
             ended=self._ended,
         )
@@ -167,7 +173,8 @@ class CompareSection(Section):
         self.chosen.setCurrentIndex(max(0, self.chosen.findData(known)))
         self._refresh()
 
-    def _show(self, values: dict[str, Any]) -> None:
+    def _show(self, values: dict[str, Any], compared: tuple[Any, Any]) -> None:
+        first = self._maps["agreement"] is None
         picture = {"name": "agreement", "array": values["labels"], "geometry": values["geometry"], "role": "labels"}
         self._maps.show([{**picture, "classes": values["classes"], "facts": {"derived": True}}])
         self.offer()  # without that layer
@@ -182,7 +189,12 @@ class CompareSection(Section):
                 self.table.setItem(row, column, item)
         self.table.setFixedHeight(30 + ROW_HEIGHT * max(1, min(MOST_ROWS, len(self._scores))))
         count = len(self._places) + self._left_out
-        self.told.setText(f"{count:,} places differ, the largest first." if count else NO_PLACE)
+        said = [f"{count:,} places differ, the largest first." if count else NO_PLACE, *self._said]
+        if first:  # later on they are as the user wants them
+            for layer in compared:
+                see(layer, False)
+            said.append(HIDDEN)
+        self.told.setText(" ".join(said))
         self._refresh()
 
     def _go(self, by: int) -> None:
@@ -196,7 +208,7 @@ class CompareSection(Section):
         names = {entry.index: entry.name for entry in classes_of(layer)}
         beyond = f" ({self._left_out:,} smaller ones are not listed)" if self._left_out else ""
         self.told.setText(
-            f"Place {self._at + 1} of {len(self._places)}{beyond}: {names[place['kind']]}, {place['ml']:.3g} ml, "
+            f"Place {self._at + 1} of {len(self._places)}{beyond}: {names[place['kind']]}, {_said(place['ml'])} ml, "
             f"voxel z, y, x = {z}, {y}, {x}."
         )
 

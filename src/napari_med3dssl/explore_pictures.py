@@ -128,7 +128,16 @@ def enter_grid(
             layer.opacity = 1.0  # there is nothing below it
     grid.shape, grid.stride = (2, 2), stride
     grid.enabled = True
+    _come_to(viewer, layers[0])
     viewer.fit_to_view(layers=list(layers))
+
+
+def _come_to(viewer: Any, layer: Any) -> None:
+    """Show the middle slice of a layer that the slices miss, as those of another scan may."""
+    low, high = np.sort(np.asarray(layer.extent.world)[:, -3:], axis=0)
+    at = np.asarray(viewer.dims.point)[-3:]
+    for axis in np.flatnonzero((at < low) | (at > high)):
+        viewer.dims.set_point(int(axis) - 3 + viewer.dims.ndim, float(low[axis] + high[axis]) / 2)
 
 
 def leave_grid(viewer: Any, layers: Sequence[Any]) -> None:

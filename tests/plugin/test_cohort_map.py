@@ -167,7 +167,7 @@ def test_undo_in_data_leaves_what_the_map_decided(window: CohortMap, mapped: Coh
         data.table.selectRow([row.case.id for row in data.table.rows if row.case].index(case))
         data._toggle_excluded()
     window.take(np.array([True, True, False, False]))
-    window.move("test")
+    window.move_to("test")
     work_done(qtbot)
     data.undo()
     data.undo()

@@ -243,6 +243,18 @@ def test_embedding_map(computed: ExplorePanel, qtbot: Any) -> None:
     assert not np.array_equal(layer.data, first)
 
 
+def test_a_grid_comes_to_pictures_that_the_slices_miss(ready: ExplorePanel, qtbot: Any) -> None:
+    scan, dims = ready.scan, ready.viewer.dims
+    units = {"units": scan.units, "axis_labels": scan.axis_labels}
+    far = ready.viewer.add_image(np.zeros((20, 24, 22)), translate=(2000, 2000, 2000), **units)
+    assert ready.scan is scan
+    dims.set_point(range(3), far.data_to_world((10, 12, 11)))
+    ready.masking.show_button.click()
+    finish(ready, qtbot)
+    low, high = np.sort(ready.viewer.layers["original"].extent.world, axis=0)
+    assert (low <= dims.point).all() and (dims.point <= high).all()
+
+
 def test_masked_reconstruction_in_a_grid_of_four(ready: ExplorePanel, qtbot: Any) -> None:
     viewer, section = ready.viewer, ready.masking
     section.ratio.setValue(50)

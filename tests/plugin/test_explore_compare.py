@@ -10,7 +10,8 @@ import pytest
 from napari_med3dssl._layers import add, labels_layer, volume_layer
 from napari_med3dssl._state import State
 from napari_med3dssl.explore import ExplorePanel
-from napari_med3dssl.explore_compare import NEEDS_TWO, CompareSection
+from napari_med3dssl.explore_compare import HIDDEN, NEEDS_TWO, CompareSection
+from training_backend.data.classes import class_table
 from training_backend.data.phantoms import Phantom, thorax_ct
 
 pytestmark = pytest.mark.gl
@@ -78,5 +79,25 @@ def test_next_leads_to_the_largest_place_first(section: CompareSection, qtbot: A
 def test_one_class_alone(section: CompareSection, phantom: Phantom, qtbot: Any) -> None:
     section.chosen.setCurrentIndex(section.chosen.findData(phantom.classes[1].index))
     compare(section, qtbot)
-    assert section.told.text() == "The maps agree everywhere."
+    assert section.told.text().startswith("The maps agree everywhere.")
     assert not section.next_button.isEnabled()
+
+
+def test_the_agreement_is_seen_alone_at_first(section: CompareSection, qtbot: Any) -> None:
+    maps = [section.panel.viewer.layers[name] for name in ("prediction", "truth")]
+    compare(section, qtbot)
+    assert not any(layer.visible for layer in maps)
+    assert HIDDEN in section.told.text()
+    maps[0].visible = True
+    compare(section, qtbot)
+    assert maps[0].visible
+    assert HIDDEN not in section.told.text()
+
+
+def test_other_names_of_a_value_are_told(section: CompareSection, phantom: Phantom, qtbot: Any) -> None:
+    value, name = phantom.classes[0].index, phantom.classes[0].name
+    table = class_table([value], {value: "tumour"})
+    add(section.panel.viewer, labels_layer(phantom.labels.array, phantom.volume.geometry, "other names", table))
+    section.other.setCurrentText("other names")
+    compare(section, qtbot)
+    assert f"{value} is {name} in A but tumour in B" in section.told.text()
