@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +125,9 @@ def test_scores_and_comparison_are_tables(workspace: Path, capsys: pytest.Captur
     assert main(command) == 0
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     assert {"case", "class", "dice"} <= set(rows[0])
-    assert main(["compare", str(workspace / "organs"), str(workspace / "organs")]) == 0
-    assert "organs" in capsys.readouterr().out
+    shutil.copytree(workspace / "organs", workspace / "organs again")
+    assert main(["compare", str(workspace / "organs"), str(workspace / "organs again")]) == 0
+    assert "organs again" in capsys.readouterr().out
 
 
 def test_weights_go_to_the_authors_layout_and_back(workspace: Path) -> None:

@@ -265,7 +265,7 @@ def test_every_segmentation_shows_where_it_hesitates(tmp_path: Path) -> None:
     profile = InputProfile(size=(16, 24, 24), crop_body=False, intensity=config.data.intensity).model_dump(mode="json")
     save_model(tmp_path, network, {"kind": "finetune", "config": config.model_dump(mode="json"), "profile": profile})
     model = load_model(str(tmp_path))
-    assert [view.name for view in views_of(model)] == ["certainty"]
+    assert [view.name for view in views_of(model)] == ["token-attention", "certainty"]
     scan = thorax_ct(2, (20, 30, 28)).volume
     drawing = draw(model, prepare([scan], model.profile), "certainty")
     [frame] = drawing.frames
