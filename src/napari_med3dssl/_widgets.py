@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtCore import QSize, Qt, QTimer, Signal
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QGuiApplication
 from qtpy.QtWidgets import (
     QComboBox,
@@ -26,6 +26,8 @@ EDGES = {"info": "#56b4e9", "ok": "#009e73", "warning": "#e69f00", "error": "#d5
 """Colours of the edge of a notice, an addition to its sign."""
 SIGNS = {"info": "•", "ok": "✓", "warning": "!", "error": "✗", "busy": "…"}
 """Signs that stand before a sentence, so that its kind never depends on colour."""
+SETTLE_MS = 60
+"""What a layout takes at most to make room for a text."""
 
 
 class Page(QScrollArea):
@@ -237,13 +239,29 @@ class WrappingLabel(QLabel):
         policy = QSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
         policy.setHeightForWidth(True)
         self.setSizePolicy(policy)
+        self._settling = QTimer(self)
+        self._settling.setSingleShot(True)
+        self._settling.setInterval(SETTLE_MS)
+        self._settling.timeout.connect(self._come_in_sight)
+
+    def tell(self, text: str) -> None:
+        """Show the answer to something the user did, and scroll the page to it where it is out of sight."""
+        self.setText(text)
+        self._settling.start()
+
+    def _come_in_sight(self) -> None:
+        page = self.parentWidget()
+        while page is not None and not isinstance(page, Page):
+            page = page.parentWidget()
+        if page is not None and self.isVisible() and self.text():
+            page.ensureWidgetVisible(self, 0, 6)
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
         """One line; the layout asks for the height at its width besides."""
         return QSize(10, self.fontMetrics().height())
 
 
-def wrapping(text: str) -> QLabel:
+def wrapping(text: str) -> WrappingLabel:
     """A label whose text wraps at any width."""
     return WrappingLabel(text)
 

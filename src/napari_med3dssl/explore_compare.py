@@ -120,12 +120,12 @@ class CompareSection(Section):
         self._said = [NAMED_APART.format(value, of_one[value], of_other[value]) for value in apart[:1]]
         params = {"one": volume_of(one), "other": volume_of(other), "names": names, "chosen": self.chosen.currentData()}
         client = self.panel.state.client
-        self.told.setText("Comparing…")
+        self.told.tell("Comparing…")
         self._job = _work.start(
             self,
             lambda: client.request("compare_masks", **params),
             done=lambda values: self._show(values, (one, other)),
-            failed=self.told.setText,
+            failed=self.told.tell,
             ended=self._ended,
         )
         self._refresh()
@@ -143,7 +143,7 @@ class CompareSection(Section):
         path, _ = QFileDialog.getSaveFileName(self, "Save the agreement", "agreement.csv", "Table (*.csv)")
         if path:
             write_text(Path(path), self.as_csv())
-            self.told.setText(f"Saved {Path(path).name}.")
+            self.told.tell(f"Saved {Path(path).name}.")
 
     def as_csv(self) -> str:
         """The table as text."""
@@ -194,7 +194,7 @@ class CompareSection(Section):
             for layer in compared:
                 see(layer, False)
             said.append(HIDDEN)
-        self.told.setText(" ".join(said))
+        self.told.tell(" ".join(said))
         self._refresh()
 
     def _go(self, by: int) -> None:
@@ -207,7 +207,7 @@ class CompareSection(Section):
         self._look_at(layer, (z, y, x))
         names = {entry.index: entry.name for entry in classes_of(layer)}
         beyond = f" ({self._left_out:,} smaller ones are not listed)" if self._left_out else ""
-        self.told.setText(
+        self.told.tell(
             f"Place {self._at + 1} of {len(self._places)}{beyond}: {names[place['kind']]}, {_said(place['ml'])} ml, "
             f"voxel z, y, x = {z}, {y}, {x}."
         )

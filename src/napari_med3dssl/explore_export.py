@@ -170,7 +170,7 @@ class ExportSection(Section):
         try:
             volume, classes = volume_of(layer), classes_of(layer)
         except Med3dError as error:
-            self.told.setText(str(error))
+            self.told.tell(str(error))
             return
 
         def written() -> object:
@@ -195,7 +195,7 @@ class ExportSection(Section):
             view = view_of(viewer, bar=True)
             self._write_picture(lambda: view.drawn(dots(width)), path)
             return
-        self.told.setText(BY_OPENGL.format(reason))
+        self.told.tell(BY_OPENGL.format(reason))
         later = QTimer(self)  # ends with the section
         later.setSingleShot(True)
         later.timeout.connect(lambda: self._draw_by_opengl(width, path))
@@ -205,12 +205,12 @@ class ExportSection(Section):
     def _can_begin(self, path: Path) -> bool:
         """Whether there is something to see and a place for it; else the section says why not."""
         if not any(layer.visible for layer in self.panel.viewer.layers):
-            self.told.setText(NOTHING_VISIBLE)
+            self.told.tell(NOTHING_VISIBLE)
             return False
         try:
             check_target(path)
         except Med3dError as error:
-            self.told.setText(str(error))
+            self.told.tell(str(error))
             return False
         return True
 
@@ -243,9 +243,9 @@ class ExportSection(Section):
         if not self._can_begin(path):
             return
         if path.suffix.lower() == ".mp4" and not can_write_mp4():
-            self.told.setText(f"{NEEDS_FFMPEG} {HOW_TO_FFMPEG}")
+            self.told.tell(f"{NEEDS_FFMPEG} {HOW_TO_FFMPEG}")
             return
-        self.told.setText("Taking frames…")
+        self.told.tell("Taking frames…")
         if not kept and not only_opengl(viewer):
             self._film_slices(count, path)
             return
@@ -278,7 +278,7 @@ class ExportSection(Section):
         try:
             self._kept.keep()
         except Med3dError as error:
-            self.told.setText(str(error))
+            self.told.tell(str(error))
             return
         self.film.setCurrentText(KEPT)
         self._refresh()
@@ -297,14 +297,14 @@ class ExportSection(Section):
         self.bar.setValue(round(100 * share))
 
     def _fail(self, sentence: str) -> None:
-        self.told.setText(sentence)
+        self.told.tell(sentence)
         self._refresh()
 
     def cancel(self) -> None:
         """Stop filming; nothing is written."""
         if self._film is not None and self._film.running:
             self._film.stop()
-            self.told.setText(CANCELLED)
+            self.told.tell(CANCELLED)
         if self._drawing is not None:
             self._drawing.stop()
         self._refresh()
@@ -313,17 +313,17 @@ class ExportSection(Section):
         """Put the command that writes what was computed last on the clipboard."""
         asked = self.panel.asked
         if asked is None:
-            self.told.setText(NOTHING_ASKED)
+            self.told.tell(NOTHING_ASKED)
             return
         files = [_file_of(layer, name) for layer, name in ((asked.scan, "SCAN"), (asked.other, "OTHER"))]
         text = shown_command(asked.op, asked.source, asked.params, *files)
         if not text:
-            self.told.setText(NO_COMMAND)
+            self.told.tell(NO_COMMAND)
             return
         copy_text(text)
         unknown = [file for file in files if file in ("SCAN", "OTHER")]
         note = f" Replace {' and '.join(unknown)} by files: these scans were not opened from one." if unknown else ""
-        self.told.setText(f"Copied: {text}.{note}")
+        self.told.tell(f"Copied: {text}.{note}")
 
     def _write(
         self,
@@ -333,13 +333,13 @@ class ExportSection(Section):
         progressed: Callable[[float, str], object] | None = None,
     ) -> _work.Job:
         """Call `function` off the Qt thread, and tell of its end with what `more` says then."""
-        self.told.setText(f"Writing {path.name}…")
+        self.told.tell(f"Writing {path.name}…")
         job = _work.start(
             self,
             function,
-            done=lambda _: self.told.setText(f"Saved {path.name}. {more()}".strip()),
-            failed=self.told.setText,
-            cancelled=lambda: self.told.setText(CANCELLED),
+            done=lambda _: self.told.tell(f"Saved {path.name}. {more()}".strip()),
+            failed=self.told.tell,
+            cancelled=lambda: self.told.tell(CANCELLED),
             progressed=progressed,
             ended=self._refresh,
         )

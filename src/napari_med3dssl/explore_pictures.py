@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 
@@ -22,6 +22,8 @@ OPACITY = {"heatmap": 0.5, "labels": 0.5}
 """Of pictures that lie over others, by role."""
 _hidden: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
 """Layers of each viewer that a grid hid, shown again when the last grid goes."""
+_fronted: WeakSet[Any] = WeakSet()
+"""Colour maps that were brought to the front."""
 
 
 class PictureLayers:
@@ -50,6 +52,16 @@ class PictureLayers:
         if active is not None and active in self._viewer.layers:
             self._viewer.layers.selection.active = active
         return shown
+
+    def to_front(self, name: str) -> None:
+        """Let a colour map be seen over the scan, and none of another section with it: mixed colours mean nothing."""
+        layer = self[name]
+        if layer is None or _compat.grid(self._viewer).enabled:
+            return
+        for other in _fronted & set(self._viewer.layers) - set(self._layers.values()):
+            see(other, False)
+        _fronted.add(layer)
+        see(layer, True)
 
     def link_contrast(self) -> None:
         """Let the pictures in the scan's own units share their contrast limits and gamma."""

@@ -92,6 +92,7 @@ class EmbeddingSection(ExploreSection):
         rgba = np.concatenate([result.rgb, alpha], axis=-1)
         picture = {"name": "embedding", "array": rgba, "geometry": features.geometry, "role": "rgb"}
         self._maps.show([picture])[0].opacity = 0.7
+        self._maps.to_front("embedding")
         shares = ", ".join(f"{100 * share:.0f} %" for share in result.explained)
         self.explained.setText(f"Red, green and blue explain {shares} of the variance.")
 
@@ -198,6 +199,7 @@ class AttentionSection(ExploreSection):
         self.head.setMaximum(values["heads"])
         picture = {"name": "attention", "array": values["attention"], "geometry": values["geometry"], "role": "heatmap"}
         self._maps.show([{**picture, "limits": contrast_limits(values["attention"])}])
+        self._maps.to_front("attention")
 
 
 def view_point(viewer: Any, layer: Any) -> list[float]:

@@ -358,6 +358,7 @@ class SimilaritySection(ExploreSection):
         if features is not None and self._values is not None:
             picture = {"name": "similarity", "array": self._shown(), "geometry": features.geometry, "role": "heatmap"}
             self._maps.show([{**picture, "limits": self._limits()}])
+            self._maps.to_front("similarity")
 
     def _shown(self) -> Any:
         """The similarities; where asked for, with air as dark as the darkest token of the body."""

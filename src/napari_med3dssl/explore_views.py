@@ -239,6 +239,7 @@ class ViewSection(ExploreSection):
                 self._maps.to_grid()
             else:
                 self._maps.over_scan()
+                self._maps.to_front(pictures[0]["name"])
             for one in pictures:
                 if one.get("other") and self.other is not None:  # where its scan is hidden, it would lie on the wrong
                     self._maps[one["name"]].visible = self.other.visible

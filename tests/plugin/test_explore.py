@@ -243,6 +243,21 @@ def test_embedding_map(computed: ExplorePanel, qtbot: Any) -> None:
     assert not np.array_equal(layer.data, first)
 
 
+def test_one_colour_map_is_seen_at_a_time(ready: ExplorePanel, qtbot: Any) -> None:
+    layers = ready.viewer.layers
+    ready.compute_button.click()
+    finish(ready, qtbot)
+    ready.similarity.pick_button.click()
+    click(ready, (12, 24, 24))
+    ready.attention.show_button.click()
+    finish(ready, qtbot)
+    assert layers["attention"].visible
+    assert not layers["similarity"].visible
+    click(ready, (12, 24, 20))
+    assert layers["similarity"].visible
+    assert not layers["attention"].visible
+
+
 def test_a_grid_comes_to_pictures_that_the_slices_miss(ready: ExplorePanel, qtbot: Any) -> None:
     scan, dims = ready.scan, ready.viewer.dims
     units = {"units": scan.units, "axis_labels": scan.axis_labels}
@@ -252,7 +267,8 @@ def test_a_grid_comes_to_pictures_that_the_slices_miss(ready: ExplorePanel, qtbo
     ready.masking.show_button.click()
     finish(ready, qtbot)
     low, high = np.sort(ready.viewer.layers["original"].extent.world, axis=0)
-    assert (low <= dims.point).all() and (dims.point <= high).all()
+    assert (low <= dims.point).all()
+    assert (dims.point <= high).all()
 
 
 def test_masked_reconstruction_in_a_grid_of_four(ready: ExplorePanel, qtbot: Any) -> None:

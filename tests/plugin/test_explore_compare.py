@@ -9,6 +9,7 @@ import pytest
 
 from napari_med3dssl._layers import add, labels_layer, volume_layer
 from napari_med3dssl._state import State
+from napari_med3dssl._widgets import Page
 from napari_med3dssl.explore import ExplorePanel
 from napari_med3dssl.explore_compare import HIDDEN, NEEDS_TWO, CompareSection
 from training_backend.data.classes import class_table
@@ -101,3 +102,13 @@ def test_other_names_of_a_value_are_told(section: CompareSection, phantom: Phant
     section.other.setCurrentText("other names")
     compare(section, qtbot)
     assert f"{value} is {name} in A but tumour in B" in section.told.text()
+
+
+def test_an_answer_below_what_is_seen_comes_in_sight(section: CompareSection, qtbot: Any) -> None:
+    page = section.panel.findChild(Page)
+    assert page is not None
+    section.panel.resize(360, 300)
+    page.verticalScrollBar().setValue(0)
+    assert section.told.visibleRegion().isEmpty()
+    compare(section, qtbot)
+    qtbot.waitUntil(lambda: section.told.visibleRegion().boundingRect().height() == section.told.height())

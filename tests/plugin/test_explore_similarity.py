@@ -200,16 +200,16 @@ def test_an_image_of_other_origin_is_asked_for_its_place(ready: ExplorePanel, ph
     viewer = ready.viewer
     array = phantom.volume.array.astype(np.float32)
     foreign = viewer.add_image(array, name="foreign", scale=(2, 1, 1), units="mm", axis_labels=("z", "y", "x"))
-    assert not ready.geometry.text
+    assert not ready.where_asked.text
     ready.scan_box.setCurrentIndex(1)
-    assert ready.geometry.text.startswith("foreign does not say where its voxels lie. By its scale they are 2 × 1 × 1")
-    ready.geometry.set_spacing("two 3")
-    assert "Three millimetres above 0 are expected" in ready.geometry.text
+    assert ready.where_asked.text.startswith("foreign does not say where its voxels lie. By its scale they are 2 × 1 × 1")
+    ready.where_asked.set_spacing("two 3")
+    assert "Three millimetres above 0 are expected" in ready.where_asked.text
     assert facts_of(foreign) is None
-    ready.geometry.set_spacing("2.5, 0.8, 0.7")
+    ready.where_asked.set_spacing("2.5, 0.8, 0.7")
     assert geometry_of(foreign).spacing_mm == pytest.approx((2.5, 0.8, 0.7))
     assert list(foreign.scale) == pytest.approx([-2.5, 0.8, 0.7])
-    assert not ready.geometry.text
+    assert not ready.where_asked.text
     assert ready.scan is foreign
     second = viewer.add_image(array, name="second", units="mm", axis_labels=("z", "y", "x"))
     ready.scan_box.setCurrentIndex(2)
