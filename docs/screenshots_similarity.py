@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shutil
-import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from screenshot_home import screenshot_home
 
 if TYPE_CHECKING:
     from make_screenshots import Photographer
@@ -32,13 +31,7 @@ def main() -> None:
     parser.add_argument("--voco", type=Path, help="run of VoCo")
     parser.add_argument("--visits", type=Path, nargs=2, help="scans of one patient")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    with tempfile.TemporaryDirectory() as home:
-        os.environ |= {"MED3DSSL_CACHE": f"{home}/cache", "NAPARI_CONFIG": f"{home}/napari.yaml"}
-        os.environ["MED3DSSL_RUNS"] = f"{home}/runs"
-        source = [str(Path(__file__).resolve().parents[1] / part) for part in ("", "src")]
-        os.environ["PYTHONPATH"] = os.pathsep.join([*source, os.environ.get("PYTHONPATH", "")])
-        sys.path[:0] = source
+    with screenshot_home(None) as home:
         from make_screenshots import Photographer
 
         photographer = Photographer(arguments.output)

@@ -9,14 +9,11 @@ of generated ones, with strokes drawn from the label map; ``--model`` another mo
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from screenshot_home import screenshot_home
 
 if TYPE_CHECKING:
     from make_screenshots import Photographer
@@ -32,15 +29,7 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, help="label map of --scan")
     parser.add_argument("--model", type=Path)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    with tempfile.TemporaryDirectory() as temporary:
-        home = (arguments.home or Path(temporary)).resolve()
-        home.mkdir(parents=True, exist_ok=True)
-        os.environ |= {"MED3DSSL_CACHE": str(home / "cache"), "NAPARI_CONFIG": str(home / "napari.yaml")}
-        os.environ["MED3DSSL_RUNS"] = str(home / "runs")
-        source = [str(Path(__file__).resolve().parents[1] / part) for part in ("", "src")]
-        os.environ["PYTHONPATH"] = os.pathsep.join([*source, os.environ.get("PYTHONPATH", "")])
-        sys.path[:0] = source
+    with screenshot_home(arguments.home) as home:
         from make_screenshots import Photographer
         from screenshots_learn import train_half
 

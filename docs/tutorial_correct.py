@@ -17,12 +17,13 @@ import logging
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from screenshot_home import screenshot_home
 
 LABELLED = 1
 """Training cases whose label map is kept at first."""
@@ -39,16 +40,8 @@ def main() -> int:
     parser.add_argument("--spacing", type=float, help="millimetres that --scans are stored at")
     parser.add_argument("--steps", type=int, help="of each run in place of the preset's, to try this script")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     faulthandler.enable()
-    with tempfile.TemporaryDirectory() as temporary:
-        home = (arguments.home or Path(temporary)).resolve()
-        home.mkdir(parents=True, exist_ok=True)
-        os.environ |= {"MED3DSSL_CACHE": str(home / "cache"), "NAPARI_CONFIG": str(home / "napari.yaml")}
-        os.environ["MED3DSSL_RUNS"] = str(home / "runs")
-        source = [str(Path(__file__).resolve().parents[1] / part) for part in ("", "src")]
-        os.environ["PYTHONPATH"] = os.pathsep.join([*source, os.environ.get("PYTHONPATH", "")])
-        sys.path[:0] = source
+    with screenshot_home(arguments.home) as home:
         from make_screenshots import Photographer
 
         photographer = Photographer(arguments.output)

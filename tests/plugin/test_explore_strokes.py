@@ -66,6 +66,16 @@ def paint(section: StrokesSection, phantom: Phantom, value: int, inside: bool, c
         layer.paint(tuple(voxel), value)
 
 
+def keep(section: StrokesSection, phantom: Phantom, qtbot: Any, path: Path) -> None:
+    """Paint background and lungs, and save what was learnt."""
+    paint(section, phantom, BACKGROUND, inside=False)
+    paint(section, phantom, BACKGROUND + 1, inside=True)
+    qtbot.waitUntil(lambda: filled(section) is not None, timeout=20_000)
+    work_done(qtbot)
+    section.save_to(path)
+    qtbot.waitUntil(lambda: "Saved" in section.panel.notice.text, timeout=20_000)
+
+
 def test_painting_two_classes_fills_the_region(section: StrokesSection, phantom: Phantom, qtbot: Any) -> None:
     paint(section, phantom, BACKGROUND, inside=False)
     qtbot.waitUntil(lambda: "second class" in section.told.text(), timeout=20_000)
@@ -135,12 +145,7 @@ def test_strokes_come_back_after_a_crash(
 def test_a_kept_model_is_compared_with_another_mask(
     section: StrokesSection, phantom: Phantom, qtbot: Any, tmp_path: Path
 ) -> None:
-    paint(section, phantom, BACKGROUND, inside=False)
-    paint(section, phantom, BACKGROUND + 1, inside=True)
-    qtbot.waitUntil(lambda: filled(section) is not None, timeout=20_000)
-    work_done(qtbot)
-    section.save_to(tmp_path / "lungs")
-    qtbot.waitUntil(lambda: "Saved" in section.panel.notice.text, timeout=20_000)
+    keep(section, phantom, qtbot, tmp_path / "lungs")
     section.apply_from(tmp_path / "lungs.safetensors")
     finish(section.panel, qtbot)
     panel, truth = section.panel, (phantom.labels.array == 1).astype(np.uint8)
@@ -172,12 +177,7 @@ def test_a_painted_layer_of_another_shape_is_refused(
 def test_a_model_of_another_scale_is_refused(
     section: StrokesSection, phantom: Phantom, qtbot: Any, tmp_path: Path
 ) -> None:
-    paint(section, phantom, BACKGROUND, inside=False)
-    paint(section, phantom, BACKGROUND + 1, inside=True)
-    qtbot.waitUntil(lambda: filled(section) is not None, timeout=20_000)
-    work_done(qtbot)
-    section.save_to(tmp_path / "lungs")
-    qtbot.waitUntil(lambda: "Saved" in section.panel.notice.text, timeout=20_000)
+    keep(section, phantom, qtbot, tmp_path / "lungs")
     section.panel.state.model = untrained(tmp_path / "other", seed=1)
     section.apply_from(tmp_path / "lungs.safetensors")
     finish(section.panel, qtbot)
