@@ -202,7 +202,9 @@ def test_an_image_of_other_origin_is_asked_for_its_place(ready: ExplorePanel, ph
     foreign = viewer.add_image(array, name="foreign", scale=(2, 1, 1), units="mm", axis_labels=("z", "y", "x"))
     assert not ready.where_asked.text
     ready.scan_box.setCurrentIndex(1)
-    assert ready.where_asked.text.startswith("foreign does not say where its voxels lie. By its scale they are 2 × 1 × 1")
+    assert ready.where_asked.text.startswith(
+        "foreign does not say where its voxels lie. By its scale they are 2 × 1 × 1"
+    )
     ready.where_asked.set_spacing("two 3")
     assert "Three millimetres above 0 are expected" in ready.where_asked.text
     assert facts_of(foreign) is None
@@ -213,7 +215,7 @@ def test_an_image_of_other_origin_is_asked_for_its_place(ready: ExplorePanel, ph
     assert ready.scan is foreign
     second = viewer.add_image(array, name="second", units="mm", axis_labels=("z", "y", "x"))
     ready.scan_box.setCurrentIndex(2)
-    press(ready.geometry, "As sub-01_ses-1")
+    press(ready.where_asked, "As sub-01_ses-1")
     assert geometry_of(second).same_grid(phantom.volume.geometry)
 
 
