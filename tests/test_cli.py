@@ -15,6 +15,7 @@ from training_backend.data.ingest import ingest
 from training_backend.data.phantoms import write_cohort
 from training_backend.errors import ConfigError
 from training_backend.evaluate.predict import chosen_device
+from training_backend.flags import gathered
 from training_backend.settings import _defaults
 
 
@@ -130,6 +131,30 @@ def test_changes_become_a_nested_dictionary() -> None:
         changes(("optim.lr",))
 
 
+def test_settings_that_are_given_flag_by_flag_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def runs_clone(folder: Path, output: Path, set: tuple[str, ...] = (), detach: bool = False) -> None:
+        seen.append(set)
+        assert (folder, output, detach) == (Path("a"), Path("b"), True)
+
+    monkeypatch.setattr("training_backend.api.runs_clone", runs_clone)
+    for line in (
+        "a --set x=1 y=-2 --output b --set z=3 --detach",
+        "a --set=x=1 --set y=-2 --detach --output b --set z=3",
+    ):
+        assert main(["runs", "clone", *line.split()]) == 0
+    assert main(["runs", "clone", "a", "--output", "b", "--detach", "--set", "x=1", "y=-2", "z=3"]) == 0
+    assert seen == [("x=1", "y=-2", "z=3")] * 3
+
+
+def test_lists_of_other_commands_grow_with_each_flag_and_single_values_do_not() -> None:
+    assert gathered(["--cases", "a", "--levels", "-1", "--cases", "b"], {"--cases", "--levels"}) == [
+        "--cases", "a", "b", "--levels", "-1"
+    ]  # fmt: skip
+    assert gathered(["--lr", "1", "--lr", "2"], {"--cases"}) == ["--lr", "1", "--lr", "2"]
+
+
 def test_a_file_in_the_place_of_the_output_folder_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +185,9 @@ def test_a_configuration_that_is_none_is_a_sentence(content: bytes, tmp_path: Pa
         _defaults("pretrain", ["--config", str(file)])
 
 
-@pytest.mark.parametrize("pairs", [("optim=1", "optim.lr=2"), ("optim.lr=[1",)])
+@pytest.mark.parametrize(
+    "pairs", [("optim=1", "optim.lr=2"), ("optim.lr=2", "optim=1"), ("seed=1", "seed=2"), ("optim.lr=[1",)]
+)
 def test_changes_that_cannot_be_read_are_a_sentence(pairs: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError):
         changes(pairs)

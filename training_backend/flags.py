@@ -7,13 +7,15 @@ import functools
 import inspect
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from training_backend.errors import ConfigError
 
 _FLAG = re.compile(r" {3,6}(--[\w.-]+|[A-Z{\[][^ ]*)(?: |$)")
 """Line of tyro's list of missing arguments that names one; its description is indented further."""
+_OPTION = re.compile(r"--?[A-Za-z]")
+"""What is no value, not even a negative number."""
 
 
 class UsageError(ConfigError):
@@ -42,12 +44,37 @@ def call(function: Callable[..., Any], prog: str, arguments: Sequence[str], **op
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            ready = tyro.cli(bound, prog=prog, args=list(arguments), **options)
+            ready = tyro.cli(bound, prog=prog, args=gathered(arguments, _lists(function)), **options)
     except SystemExit as error:
         if not error.code:
             raise
         raise UsageError(sentence(told.getvalue(), prog, _positional(function)), f"See {prog} --help.") from None
     return ready()
+
+
+def gathered(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Arguments in which each of `flags` occurs once, with the values of all its occurrences; tyro keeps the last.
+
+    Args:
+        arguments: of the command line.
+        flags: those that take any number of values, such as ``--set``.
+    """
+    found: list[str] = []
+    values: dict[str, list[str]] = {}
+    current = found
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        name = name.replace("_", "-")
+        if name in flags:
+            if name not in values:
+                found.append(name)
+                values[name] = []
+            current = values[name]
+            current += [value] if "=" in argument else []
+        else:
+            current = found if _OPTION.match(argument) else current
+            current.append(argument)
+    return [word for argument in found for word in (argument, *values.get(argument, ()))]
 
 
 def sentence(told: str, prog: str, positional: Sequence[str] = ()) -> str:
@@ -94,6 +121,13 @@ def _sections(told: str) -> list[list[str]]:
 def _positional(function: Callable[..., Any]) -> list[str]:
     parameters = inspect.signature(function).parameters.values()
     return [each.name for each in parameters if each.default is each.empty and "Positional" in repr(each.annotation)]
+
+
+def _lists(function: Callable[..., Any]) -> set[str]:
+    """Flags of `function` that take any number of values."""
+    parameters = inspect.signature(function).parameters.values()
+    many = (each.name for each in parameters if str(each.annotation).endswith(", ...]"))
+    return {f"--{name.replace('_', '-')}" for name in many} - {f"--{name}" for name in _positional(function)}
 
 
 def _listed(names: Sequence[str], joint: str = "and") -> str:

@@ -188,6 +188,8 @@ def changes(pairs: tuple[str, ...]) -> dict[str, Any]:
             level = level.setdefault(parent, {})
             if not isinstance(level, dict):
                 raise ConfigError(f"{key} is set twice in ways that exclude each other.", "Leave one of them out.")
+        if last in level:
+            raise ConfigError(f"{key} is set twice in ways that exclude each other.", "Leave one of them out.")
         try:
             level[last] = yaml.safe_load(text)
         except yaml.YAMLError as error:
