@@ -123,17 +123,15 @@ def test_intervals_hold_the_share() -> None:
 
 
 @pytest.mark.learning
-def test_sentences_find_what_they_describe_once_retrieval_was_learnt(tmp_path: Path) -> None:
-    found = mg3d_proof.main(tmp_path, ("speaking",), finetune_steps=120, seeds=(0,), starts=("scratch",))["speaking"]
-    (learnt,), (untrained,) = found["scratch"], found["untrained"]
-    assert learnt["placed_interval"][0] > max(2 * found["chance"], untrained["placed_interval"][1])
-    assert learnt["told_apart"] > 0.6
-
-
-@pytest.mark.learning
-def test_hidden_words_and_blocks_of_held_out_cases_are_learnt(tmp_path: Path) -> None:
-    found = mg3d_proof.main(tmp_path, parts=("losses",), steps=240)["losses"]
-    before, after = found["before"], found["after"]
+def test_minutes_teach_words_voxels_and_where_a_sentence_is_true(tmp_path: Path) -> None:
+    parts = ("losses", "retrieval", "speaking")
+    found = mg3d_proof.main(tmp_path, parts, seeds=(0,), starts=("mg3d",))
+    before, after = found["losses"]["before"], found["losses"]["after"]
     assert before["word_accuracy"] < 0.2
     assert after["word_accuracy"] > 0.5
     assert after["voxels"] < 0.3 * before["voxels"]
+    (recalled,) = found["retrieval"]["mg3d"]
+    assert recalled["recall_1"] > 5 * recalled["chance_1"]
+    (learnt,), (untrained,) = found["speaking"]["mg3d"], found["speaking"]["untrained"]
+    assert learnt["placed_interval"][0] > max(2 * found["speaking"]["chance"], untrained["placed_interval"][1])
+    assert learnt["told_apart"] > 0.6

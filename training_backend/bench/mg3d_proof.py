@@ -88,7 +88,7 @@ def main(
     parts: tuple[str, ...] = PARTS,
     steps: int = 240,
     cases: int = 300,
-    finetune_steps: int = 120,
+    finetune_steps: int = 300,
     seeds: tuple[int, ...] = (0, 1, 2),
     starts: tuple[str, ...] = STARTS,
 ) -> dict[str, Any]:
