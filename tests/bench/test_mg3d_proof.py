@@ -123,6 +123,7 @@ def test_intervals_hold_the_share() -> None:
 
 
 @pytest.mark.learning
+@pytest.mark.timeout(1800)
 def test_minutes_teach_words_voxels_and_where_a_sentence_is_true(tmp_path: Path) -> None:
     parts = ("losses", "retrieval", "speaking")
     found = mg3d_proof.main(tmp_path, parts, seeds=(0,), starts=("mg3d",))
