@@ -70,6 +70,7 @@ def test_volumes_without_reports_are_left_out_and_none_at_all_is_said(tmp_path: 
     some = cohort(tmp_path / "some", [REPORT, "", REPORT + " Clear."])
     run = RunDirectory.create(tmp_path / "half", config(some.folder))
     assert execute(run) == 0, run.error()
+    assert "1 cases of the train split have no report." in run.events_path.read_text()
     network = mg3d.build(config(some.folder))
     with pytest.raises(DataError, match="learns from volumes with reports, but the views come without"):
         mg3d.training_step(network, Batch(torch.rand(1, 1, *SIZE), ["a"]), torch.Generator().manual_seed(0))

@@ -93,7 +93,7 @@ def test_what_is_wrong_with_a_table_is_said(tmp_path):
     gap = describe(table(tmp_path / "d.csv", [{"report": "Clear lungs."}, {"report": ""}]))
     assert [problem.reason for problem in gap.problems] == ["Row 2 has no report."]
     (tmp_path / "e.jsonl").write_text('{"report": "Clear."}\nnot json\n')
-    with pytest.raises(DataError, match="cannot be read as JSON"):
+    with pytest.raises(DataError, match=r"e\.jsonl cannot be read as JSON: line 2: Expecting value\."):
         describe(tmp_path / "e.jsonl")
 
 

@@ -15,9 +15,11 @@ from training_backend.config.registry import method, task
 from training_backend.data.phantoms import mr_contrasts, oblique, thorax_ct
 from training_backend.data.prepare import InputProfile, prepare
 from training_backend.data.read import read_volume
+from training_backend.data.volume import Geometry
 from training_backend.data.write import write_volume
 from training_backend.errors import ConfigError, DataError
-from training_backend.evaluate.view import draw, find_view, views_of
+from training_backend.evaluate.view import Picture, draw, find_view, views_of, write_pictures
+from training_backend.methods.base import PreviewArray
 from training_backend.weights.load import LoadedModel, load_model
 from training_backend.weights.save import save_model
 
@@ -86,6 +88,15 @@ def test_arrays_that_are_placed_do_not_change_with_the_next_frame(loaded: Loaded
     assert not np.array_equal(kept[1], kept[2])
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+def test_files_have_names_that_every_system_allows_and_texts_leave_no_folder(tmp_path: Path) -> None:
+    matrix = PreviewArray("cases: own / others", np.eye(2), role="matrix")
+    [path] = write_pictures([Picture(matrix, Geometry.from_spacing((2, 2, 1), (1.0, 1.0, 1.0)))], tmp_path / "seen")
+    assert path.name == "cases- own - others.csv"
+    assert path.read_text().splitlines() == ["1,0", "0,1"]
+    assert write_pictures([], tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
 
 
 def test_wrong_requests_are_sentences(loaded: LoadedModel, folders: dict[str, str]) -> None:

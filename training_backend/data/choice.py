@@ -38,7 +38,7 @@ def choose_cases(
     if split == "train" and (needs is None or (needs == "text" and config.task is None)):
         cases = sorted(cases + dataset.cases(split="unlabelled"), key=lambda case: case.id)
     kinds = [needs, "text"] if data.view == "text" else [needs]
-    silent = 0 if data.report_part == "whole" else sum(not case.has("text") for case in cases)
+    silent = sum(not case.has("text") for case in cases)
     cases = [case for case in cases if all(case.has(kind) for kind in kinds)]
     if data.view != "text":
         cases = [case for case in cases if case.images]
@@ -46,7 +46,8 @@ def choose_cases(
     if split == "train" and data.only is not None:
         cases, lacking = _only(data.only, dataset, cases)
     if silent and "text" in kinds:
-        lacking = (*lacking, f"{silent} cases of the {split} split have no {data.report_part} in a report.")
+        part = "report" if data.report_part == "whole" else f"{data.report_part} in a report"
+        lacking = (*lacking, f"{silent} cases of the {split} split have no {part}.")
     _check_targets(cases, kinds)
     if not cases:
         raise _nothing(dataset, kinds, split, pictures=data.view != "text")

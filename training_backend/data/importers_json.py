@@ -152,7 +152,7 @@ def _load(path: Path) -> tuple[Path, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         lines = path.suffix.lower() == ".jsonl"
-        content = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
+        content = _json_lines(path, text) if lines else json.loads(text)
     except (OSError, ValueError) as error:
         raise DataError(f"{path.name} cannot be read as JSON: {error}.", "Repair it, or import the folder.") from error
     if isinstance(content, list):
@@ -160,6 +160,20 @@ def _load(path: Path) -> tuple[Path, dict[str, Any]]:
     if not isinstance(content, dict):
         raise DataError(f"{path.name} holds no list of cases.", f"Readable scans end in {', '.join(SUFFIXES)}.")
     return path, content
+
+
+def _json_lines(path: Path, text: str) -> list[Any]:
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                reason = getattr(error, "msg", error)
+                raise DataError(
+                    f"{path.name} cannot be read as JSON: line {number}: {reason}.", "Repair it, or import the folder."
+                ) from error
+    return found
 
 
 def _class_names(content: Mapping[str, Any]) -> dict[int, str]:

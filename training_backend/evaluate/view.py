@@ -7,6 +7,7 @@ and the pictures get the place and the units (HU for CT) of the scan.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 ARROW = "from L,from P,from S,to L,to P,to S"
 """Columns of a table of arrows."""
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
+"""What names of files may not hold on some system."""
 
 
 @dataclass(frozen=True)
@@ -317,10 +320,11 @@ def write_pictures(pictures: Sequence[Picture], output: Path) -> list[Path]:
     """
     from training_backend.data.write import write_volume
 
-    Path(output).mkdir(parents=True, exist_ok=True)
+    if pictures:
+        Path(output).mkdir(parents=True, exist_ok=True)
     written = []
     for one in pictures:
-        name, array = one.picture.name, one.picture.array
+        name, array = _FORBIDDEN.sub("-", one.picture.name), one.picture.array
         if one.picture.role == "matrix":
             written.append(Path(output) / f"{name}.csv")
             np.savetxt(written[-1], array, fmt="%.6g", delimiter=",")

@@ -207,15 +207,20 @@ def _from_source(config: TextConfig) -> tuple[nn.Module, Tokeniser]:
     return model, _tokeniser(tokeniser.backend_tokenizer.to_str(), config, model)
 
 
+def _reason(error: Exception) -> str:
+    """First line of what ``transformers`` says, without its full stops."""
+    said = str(error).strip() or type(error).__name__
+    return said.splitlines()[0].rstrip(". ")
+
+
 @contextmanager
 def _named(config: TextConfig, wanted: str) -> Iterator[None]:
     """Errors of ``transformers`` as sentences."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"The text model {config.source} cannot be loaded: {reason}.",
+            f"The text model {config.source} cannot be loaded: {_reason(error)}.",
             f"Choose a folder or hub name of a BERT or RoBERTa model with {wanted}.",
         ) from error
 
@@ -289,9 +294,9 @@ def bert_tokenizer(source: str) -> Any:
         where = str(folder) if folder.is_dir() else source
         found = transformers.BertTokenizerFast.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"The tokenizer {source} cannot be loaded: {reason}.", "Choose a folder or hub name of a BERT tokenizer."
+            f"The tokenizer {source} cannot be loaded: {_reason(error)}.",
+            "Choose a folder or hub name of a BERT tokenizer.",
         ) from error
     return found.backend_tokenizer
 
