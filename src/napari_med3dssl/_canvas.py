@@ -40,6 +40,7 @@ class PatientView:
         from weakref import ref
 
         self._viewer = ref(viewer)
+        _compat.bare_brush(viewer)
         self._letters = {edge: _compat.canvas_text(viewer, f"med3dssl_{edge}", place) for edge, place in EDGES.items()}
         self._badge = _compat.canvas_text(viewer, "med3dssl_oblique", "bottom_left")
         for overlay in self._letters.values():

@@ -42,6 +42,16 @@ def canvas_text(viewer: Any, key: str, position: str) -> Any | None:
     return overlays[key]
 
 
+def bare_brush(viewer: Any) -> None:
+    """No box behind the circle of the brush.
+
+    napari 0.9 gives it one, which outlives a painted layer that is removed; software OpenGL crashes when it is drawn.
+    """
+    overlay = viewer.canvas.overlays.get("_brush_circle") if hasattr(viewer, "canvas") else None
+    if overlay is not None:
+        overlay.box = False
+
+
 def show_name(layer: Any, visible: bool = True) -> None:
     """Draw the layer's name into its cell of the grid, where napari can (0.9 and later)."""
     overlay = getattr(layer, "name_overlay", None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,42 @@ def viewer(qapp: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]
         _canvas.attach(viewer)
         yield viewer
         viewer.close()
+
+
+PAINTED = """
+import napari, numpy as np
+from qtpy.QtCore import QTimer
+from napari_med3dssl import _canvas
+
+viewer = napari.Viewer()
+_canvas.attach(viewer)
+
+def steps():
+    for _ in range(2):
+        viewer.add_image(np.random.rand(30, 100, 120).astype("float32"), scale=(3, 3, 3)); yield
+        layer = viewer.add_labels(np.zeros((30, 100, 120), np.uint8), scale=(3, 3, 3))
+        layer.mode = "paint"; yield
+        layer.paint((15, 50, 50), 2); yield
+        viewer.layers.clear(); yield
+    viewer.add_image(np.random.rand(20, 30, 30).astype("float32")); yield
+    viewer.layers.clear()
+    viewer.add_image(np.random.rand(90, 88, 156).astype("float32")); yield
+    print("lives", flush=True)
+    viewer.close()
+
+timer, todo = QTimer(), steps()
+timer.timeout.connect(lambda: next(todo, None))
+timer.start(200)
+napari.run()
+"""
+"""Paints, removes what was painted, and opens other scans."""
+
+
+def test_a_painted_layer_may_be_removed_and_another_scan_opened(tmp_path: Path) -> None:
+    environment = {**os.environ, "NAPARI_CONFIG": str(tmp_path / "napari.yaml")}
+    command = [sys.executable, "-c", PAINTED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "lives"), done.stderr[-2000:]
 
 
 def look(viewer: Any, layer: Any, qtbot: Any) -> tuple[np.ndarray, dict[str, str]]:
