@@ -159,3 +159,12 @@ def test_processes_with_different_shares_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"2 of them cannot share optim\.batch_size 3 evenly"):
         _check_shares(run, 2)
     _check_shares(config(tmp_path, optim={"batch_size": 4}), 2)
+
+
+def test_weights_with_a_text_model_of_another_width_are_refused(tmp_path: Path) -> None:
+    dataset = cohort(tmp_path / "data", [REPORT, REPORT, REPORT])
+    first = RunDirectory.create(tmp_path / "first", config(dataset.folder, engine={"val_steps": 1}))
+    assert execute(first) == 0, first.error()
+    wider = {"method": {"text": {**TEXT, "width": 48}}, "weights": str(first.path)}
+    told = said(tmp_path / "second", config(dataset.folder, **wider))
+    assert "first is 96 wide, but the one of this run is 48 wide. Name a text model of 96 channels" in told

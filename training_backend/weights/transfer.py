@@ -102,7 +102,8 @@ def transfer(module: nn.Module, source: Source, config: RunConfig, *, encoder_on
     """Copy what fits of `source` into `module`, a network (or encoder) of `config`.
 
     Raises:
-        WeightsError: less than 90 % of the encoder, or none of an essential part, was found; nothing was copied then.
+        WeightsError: less than 90 % of the encoder, or none of an essential part, was found, or the text model is of
+            another width; nothing was copied then.
     """
     own = module.state_dict()
     encoder = {source.family.canonical(name) for name in encoder_names(config)}
@@ -123,11 +124,23 @@ def transfer(module: nn.Module, source: Source, config: RunConfig, *, encoder_on
         fates["matched"].append(published)
         if fitted is not given:
             fates["resized"].append(shapes)
+    if source.family.text and not encoder_only:
+        _check_width(source, fates["mismatched"])
     wanted = source.family.asked(encoder, source.tensors, config)
     report = _report(source, fates, wanted & {source.family.canonical(name) for name in own})
     report.checked(source.family.essential, _reason(source.config, config))
     module.load_state_dict(taken, strict=False)
     return report
+
+
+def _check_width(source: Source, mismatched: list[Any]) -> None:
+    """Refuse weights whose text model is of another width; nothing of it could be taken over."""
+    for name, theirs, ours in mismatched:
+        if name == f"{source.family.text}embeddings.LayerNorm.weight":
+            raise WeightsError(
+                f"The text model of {source.name} is {theirs[0]} wide, but the one of this run is {ours[0]} wide.",
+                f"Name a text model of {theirs[0]} channels in the settings of the text.",
+            )
 
 
 def _report(source: Source, fates: Mapping[str, list[Any]], encoder: set[str]) -> ImportReport:
