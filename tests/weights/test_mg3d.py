@@ -242,6 +242,32 @@ def test_the_projection_of_the_large_transformer_goes_along(tmp_path: Path) -> N
         assert torch.equal(own[name], state[f"vision_encoder.{name}"])
 
 
+def test_the_projection_goes_along_to_a_classifier(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = reference()
+    for number, inputs in ((1, 48), (2, 24), (3, 24)):
+        state[f"vision_encoder.proj_head.layer{number}.0.weight"] = torch.randn(24, inputs)
+        state[f"vision_encoder.proj_head.layer{number}.0.bias"] = torch.randn(24)
+    changes = {
+        "task": {"pooling": "projected"},
+        "method": {"feature_size": 3, "window": 3, "heads": (1, 2, 3, 6)},
+        "weights": str(saved(tmp_path, state)),
+    }
+    run: RunConfig = finetune_config("classification", "tiny", Path("d"), "mg3d", changes)
+    network: Any = build_network(run, method("mg3d"), task("classification"))[0]
+    volume = torch.rand(3, 1, 48, 48, 48)
+    with torch.no_grad():
+        tokens = network.encoder.pretrained(volume)
+        for number in (1, 2, 3):
+            name = f"vision_encoder.proj_head.layer{number}.0"
+            tokens = tokens @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+            if number < 3:  # each place over patients and channels
+                spread = tokens.var((0, 2), keepdim=True, correction=0)
+                tokens = ((tokens - tokens.mean((0, 2), keepdim=True)) / (spread + 1e-5).sqrt()).relu()
+        wanted = network.head(torch.nn.functional.layer_norm(tokens.mean(1), (24,)))
+        torch.testing.assert_close(network(volume), wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_reports_are_classified_by_the_text_model_of_the_file(tmp_path: Path) -> None:
     """Of the text model only vocabulary and settings are asked for; what predicts later needs neither of them."""
     words = vocabulary(tmp_path / "text")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KINDS = ("class", "pooled", "concat", "pre_logits", "normalised")
 """Embeddings of a volume; see `embeddings`."""
 
-Pooling = Literal["global", "class", "tokens", "patches"]
+Pooling = Literal["global", "class", "tokens", "patches", "projected"]
 
 
 class VolumeHead(nn.Module):
@@ -34,8 +34,9 @@ class VolumeHead(nn.Module):
         pooling: "global" joins the class token and the mean of the patch tokens and normalises the two; "class" takes
             the class token after the encoder's final norm; "tokens" gives every patch token after that norm its own
             outputs through ``score``, which has no bias, and takes their mean, so they add up to the outputs of the
-            volume; "patches" normalises the mean of the patch tokens, as MedCoSS classifies. Encoders without class
-            token are pooled over patches.
+            volume; "patches" normalises the mean of the patch tokens, as MedCoSS classifies; "projected" that of
+            patch tokens that are standardised and sent through ``proj_head`` to half as many channels, as MG-3D
+            classifies with Swin-L, whose weights hold that part. Encoders without class token are pooled over patches.
         hidden: widths of hidden layers of the head; empty for a linear one, as "tokens" must have. They are followed by
             leaky ReLU and batch norm, or with "patches" by layer norm and GELU.
         freeze: keep the encoder as it is.
@@ -57,6 +58,13 @@ class VolumeHead(nn.Module):
         if pooling in ("global", "patches"):
             self.encoder.norm = nn.Identity()  # the norm of single tokens is not used, as published
             self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        if pooling == "projected":
+            from training_backend.nn.mg3d_encoders import ProjectionHead
+
+            width = encoder.width // 2
+            self.proj_head = ProjectionHead(encoder.width, width)
+            self.fc_norm = nn.LayerNorm(width)
+        self.starts_whole = pooling == "projected"  # weights of MG-3D hold the projection, and no head
         if pooling == "tokens":
             self.score = nn.Linear(width, outputs, bias=False)
         else:
@@ -96,6 +104,9 @@ class VolumeHead(nn.Module):
         if self.pooling == "tokens":
             mean: Tensor = _final_norm(self.encoder)(tokens).mean(1)  # as the head is linear, before or after it
             return mean
+        if self.pooling == "projected":
+            projected: Tensor = self.proj_head(F.layer_norm(tokens, tokens.shape[-1:]))
+            return self.fc_norm(projected.mean(1))  # type: ignore[no-any-return]
         if self.pooling == "patches":
             pooled: Tensor = self.fc_norm(tokens.mean(1))
             return pooled

@@ -56,10 +56,11 @@ class ClassificationConfig(AnswersConfig):
     """Settings of classification."""
 
     name: str = Field("classification", json_schema_extra=ui(hidden=True))
-    pooling: Literal["global", "class", "tokens", "patches", "decoder"] = "global"
+    pooling: Literal["global", "class", "tokens", "patches", "projected", "decoder"] = "global"
     """global: class token and mean of all patches. class: class token after the encoder's final norm. tokens: the mean
     of what a linear layer without bias says of every patch, which gives a map of evidence for each class. patches: the
-    normed mean of all patches without the class token, as MedCoSS's authors classify. decoder: the
+    normed mean of all patches without the class token, as MedCoSS's authors classify. projected: the same of patches
+    that three more layers project, as MG-3D's authors classify LUNA16 and STOIC2021 with Swin-L. decoder: the
     mean of the map that SwinUNETR's decoder makes, as VoCo's authors classify CC-CCII; for encoders with a pyramid."""
     repeat_depth: bool = Field(False, json_schema_extra=ui(advanced=True))
     """With pooling over a decoder: put each volume behind itself along z, as published for scans of few slices."""
