@@ -138,7 +138,7 @@ def test_reports_are_shown_when_asked_for_and_never_logged(
         wait(lambda: panel.described is not None)
         wait(lambda: not panel.busy.isVisible())
         assert "a table of reports: 2 cases." in panel.notice.text
-        assert [panel.table.item(0, column).text() for column in (2, 3, 4)] == ["3 words", "", "1"]
+        assert [panel.table.item(0, column).text() for column in (2, 3, 4)] == ["3 words", "", "value 1"]
         panel.table.setCurrentCell(0, 0)
         assert not panel.report.isVisible(), "only on demand"
         panel.preview()
