@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from training_backend.data.phantoms import Phantom, thorax_ct
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LIBGL_ALWAYS_SOFTWARE", "1")
 
@@ -33,3 +35,17 @@ def _isolated_user_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch
     monkeypatch.setenv("MED3DSSL_RUNS", str(home / "runs"))
     monkeypatch.setenv("MED3DSSL_CACHE", str(home / "cache"))
     monkeypatch.setenv("NAPARI_CONFIG", str(home / "napari.yaml"))
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    """A small chest CT with organs."""
+    return thorax_ct(3, (19, 34, 26))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of an untrained masked autoencoder."""
+    from tests.model_kit import untrained
+
+    return untrained(tmp_path_factory.mktemp("models") / "untrained")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.model_kit import untrained
 from training_backend.data.phantoms import Phantom, thorax_ct
 from training_backend.errors import DataError, RunError, WeightsError
 from training_backend.jobs.serve_ops import Session
@@ -19,16 +18,6 @@ CLASSES = [{"index": k, "name": name, "colour": "#009e73"} for k, name in enumer
 
 def quiet(share: float, text: str = "") -> bool:
     return True
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return untrained(tmp_path_factory.mktemp("models") / "untrained")
-
-
-@pytest.fixture(scope="module")
-def phantom() -> Phantom:
-    return thorax_ct(3, (19, 34, 26))
 
 
 @pytest.fixture

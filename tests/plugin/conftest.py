@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QWidget
 from napari_med3dssl import _work
 from napari_med3dssl._state import State, state_of
 from napari_med3dssl.explore import ExplorePanel
-from tests.plugin.explore_kit import work_done
+from tests.plugin.explore_kit import finish, work_done
 from training_backend.config import IngestConfig
 from training_backend.data.ingest import ingest
 from training_backend.data.phantoms import write_cohort
@@ -119,3 +119,12 @@ def wait(qtbot: Any) -> Callable[..., None]:
             assert time.monotonic() < end, f"waited {seconds:g} s in vain {what() if callable(what) else what}"
 
     return until
+
+
+@pytest.fixture
+def computed(ready: ExplorePanel, qtbot: Any) -> ExplorePanel:
+    """The panel that a file makes ready, with features."""
+    ready.compute_button.click()
+    finish(ready, qtbot)
+    assert ready.features is not None, ready.notice.text
+    return ready

@@ -11,18 +11,13 @@ from qtpy.QtWidgets import QApplication
 from napari_med3dssl import _canvas, _compat
 from napari_med3dssl._layers import add, labels_layer, volume_layer
 from napari_med3dssl.canvas_views import bar_length, only_opengl, view_of
-from training_backend.data.phantoms import Phantom, thorax_ct
+from training_backend.data.phantoms import Phantom
 
 pytestmark = pytest.mark.gl
 FAR = 8
 """Of 255."""
 LINES = 3e-3
 """Share of pixels in a line or two: an edge of voxels in the middle of a pixel falls to either side."""
-
-
-@pytest.fixture(scope="module")
-def phantom() -> Phantom:
-    return thorax_ct(3, (19, 34, 26))
 
 
 @pytest.fixture

@@ -17,22 +17,11 @@ from napari_med3dssl._state import State
 from napari_med3dssl._widgets import Section
 from napari_med3dssl.explore import EMPTY_MODEL, EMPTY_SCAN, ExplorePanel
 from napari_med3dssl.explore_maths import token_at
-from tests.model_kit import untrained
 from tests.plugin.explore_kit import click, finish, work_done
 from training_backend.config.presets import pretrain_config
-from training_backend.data.phantoms import Phantom, oblique, thorax_ct
+from training_backend.data.phantoms import Phantom, oblique
 
 pytestmark = pytest.mark.gl
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return untrained(tmp_path_factory.mktemp("models") / "untrained")
-
-
-@pytest.fixture(scope="module")
-def phantom() -> Phantom:
-    return thorax_ct(3, (19, 34, 26))
 
 
 @pytest.fixture
@@ -46,15 +35,6 @@ def ready(panel: ExplorePanel, phantom: Phantom, model: str) -> ExplorePanel:
     add(panel.viewer, volume_layer(phantom.volume))
     panel.state.model = model
     return panel
-
-
-@pytest.fixture
-def computed(ready: ExplorePanel, qtbot: Any) -> ExplorePanel:
-    """Panel with features."""
-    ready.compute_button.click()
-    finish(ready, qtbot)
-    assert ready.features is not None, ready.notice.text
-    return ready
 
 
 def similarity_of(panel: ExplorePanel) -> Any:

@@ -14,15 +14,10 @@ from napari_med3dssl._layers import add, labels_layer, volume_layer
 from napari_med3dssl.explore import ExplorePanel
 from napari_med3dssl.explore_beside import IN_3D, NEEDS_TWO, TOO_MANY, BesideSection
 from napari_med3dssl.three_planes import ThreePlanes
-from training_backend.data.phantoms import Phantom, thorax_ct
+from training_backend.data.phantoms import Phantom
 from training_backend.data.volume import Geometry, Volume
 
 pytestmark = pytest.mark.gl
-
-
-@pytest.fixture(scope="module")
-def phantom() -> Phantom:
-    return thorax_ct(3, (19, 34, 26))
 
 
 @pytest.fixture

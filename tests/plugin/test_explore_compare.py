@@ -13,14 +13,9 @@ from napari_med3dssl._widgets import Page
 from napari_med3dssl.explore import ExplorePanel
 from napari_med3dssl.explore_compare import HIDDEN, NEEDS_TWO, CompareSection
 from training_backend.data.classes import class_table
-from training_backend.data.phantoms import Phantom, thorax_ct
+from training_backend.data.phantoms import Phantom
 
 pytestmark = pytest.mark.gl
-
-
-@pytest.fixture(scope="module")
-def phantom() -> Phantom:
-    return thorax_ct(3, (19, 34, 26))
 
 
 @pytest.fixture

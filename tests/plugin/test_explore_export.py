@@ -29,15 +29,10 @@ from napari_med3dssl.figures import HOW_TO_FFMPEG, NEEDS_FFMPEG, can_write_mp4, 
 from napari_med3dssl.kept_views import HOW_TO_ANIMATION, NEEDS_ANIMATION
 from tests.plugin.explore_kit import work_done
 from training_backend.cli import main
-from training_backend.data.phantoms import Phantom, thorax_ct
+from training_backend.data.phantoms import Phantom
 from training_backend.data.read import read_volume
 
 pytestmark = pytest.mark.gl
-
-
-@pytest.fixture(scope="module")
-def phantom() -> Phantom:
-    return thorax_ct(3, (19, 34, 26))
 
 
 @pytest.fixture

@@ -36,24 +36,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def phantom() -> Phantom:
-    return thorax_ct(3, (19, 34, 26))
-
-
 @pytest.fixture
 def ready(panel: ExplorePanel, phantom: Phantom, model: str) -> ExplorePanel:
     add(panel.viewer, volume_layer(phantom.volume, name="sub-01_ses-1"))
     panel.state.model = model
     return panel
-
-
-@pytest.fixture
-def computed(ready: ExplorePanel, qtbot: Any) -> ExplorePanel:
-    ready.compute_button.click()
-    finish(ready, qtbot)
-    assert ready.features is not None, ready.notice.text
-    return ready
 
 
 def press(notice: Any, label: str) -> None:

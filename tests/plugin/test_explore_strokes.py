@@ -15,19 +15,9 @@ from napari_med3dssl.explore import ExplorePanel
 from napari_med3dssl.explore_strokes import BACKGROUND, StrokesSection
 from tests.model_kit import untrained
 from tests.plugin.explore_kit import finish, work_done
-from training_backend.data.phantoms import Phantom, thorax_ct
+from training_backend.data.phantoms import Phantom
 
 pytestmark = pytest.mark.gl
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return untrained(tmp_path_factory.mktemp("models") / "untrained")
-
-
-@pytest.fixture(scope="module")
-def phantom() -> Phantom:
-    return thorax_ct(3, (19, 34, 26))
 
 
 @pytest.fixture

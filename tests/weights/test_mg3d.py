@@ -32,6 +32,8 @@ from training_backend.weights.transfer import init_from
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity" / "mg3d"
 QUEUES = {"cml_loss_cls_xbm.queue_1": torch.zeros(4, 8), "ssm_loss_feat_xbm.queue_2_ptr": torch.zeros(1)}
+NARROW = {"feature_size": 3, "window": 3, "heads": (1, 2, 3, 6)}
+"""Settings of the transformer of `reference`."""
 
 
 def reference() -> dict[str, Tensor]:
@@ -166,7 +168,7 @@ def test_gates_go_along_to_prompts_that_are_scored_with_gates(tmp_path: Path) ->
     state, path = reference(), saved(tmp_path, reference())
     changes = {
         "task": {"findings": ("nodule",), "gates": 2, "project": 48, "latent": 8, "text": {"width": 48}},
-        "method": {"feature_size": 3, "window": 3, "heads": (1, 2, 3, 6)},
+        "method": NARROW,
         "data": {"size": (64, 64, 64)},
         "weights": str(path),
     }
@@ -195,7 +197,7 @@ def test_projection_and_marks_go_along_and_alone_learn_with_gates_and_latents(tm
     }
     changes = {
         "task": {**gated, "findings": ("nodule",), "latent": 8, "text": {"width": 48}},
-        "method": {"feature_size": 3, "window": 3, "heads": (1, 2, 3, 6)},
+        "method": NARROW,
         "data": {"size": (128, 96, 128)},
         "weights": str(path),
     }
@@ -224,15 +226,21 @@ def test_projection_and_marks_go_along_and_alone_learn_with_gates_and_latents(tm
             build_network(run.updated({"task": wrong}), method("mg3d"), task("vocabulary"))
 
 
-def test_the_projection_of_the_large_transformer_goes_along(tmp_path: Path) -> None:
+def projected() -> dict[str, Tensor]:
+    """Weights of a transformer whose tokens are projected from 48 to 24 channels, as the large one's are."""
     torch.manual_seed(0)
     state = reference()
     for number, inputs in ((1, 48), (2, 24), (3, 24)):
         state[f"vision_encoder.proj_head.layer{number}.0.weight"] = torch.randn(24, inputs)
         state[f"vision_encoder.proj_head.layer{number}.0.bias"] = torch.randn(24)
+    return state
+
+
+def test_the_projection_of_the_large_transformer_goes_along(tmp_path: Path) -> None:
+    state = projected()
     changes = {
         "task": {"findings": ("nodule",), "gates": 1, "as_pretrained": True, "latent": 8, "text": {"width": 24}},
-        "method": {"feature_size": 3, "window": 3, "heads": (1, 2, 3, 6)},
+        "method": NARROW,
         "weights": str(saved(tmp_path, state)),
     }
     run: RunConfig = finetune_config("vocabulary", "tiny", Path("d"), "mg3d", changes)
@@ -243,14 +251,10 @@ def test_the_projection_of_the_large_transformer_goes_along(tmp_path: Path) -> N
 
 
 def test_the_projection_goes_along_to_a_classifier(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    state = reference()
-    for number, inputs in ((1, 48), (2, 24), (3, 24)):
-        state[f"vision_encoder.proj_head.layer{number}.0.weight"] = torch.randn(24, inputs)
-        state[f"vision_encoder.proj_head.layer{number}.0.bias"] = torch.randn(24)
+    state = projected()
     changes = {
         "task": {"pooling": "projected"},
-        "method": {"feature_size": 3, "window": 3, "heads": (1, 2, 3, 6)},
+        "method": NARROW,
         "weights": str(saved(tmp_path, state)),
     }
     run: RunConfig = finetune_config("classification", "tiny", Path("d"), "mg3d", changes)
@@ -278,7 +282,7 @@ def test_reports_are_classified_by_the_text_model_of_the_file(tmp_path: Path) ->
     Dataset(tmp_path / "data", DatasetInfo(name="reports", modality="text"), cases).save()
     changes = {
         "task": {"kind": "multilabel", "classes": 2, "reader": "weights", "text": {"source": words, "longest": 16}},
-        "method": {"feature_size": 3, "window": 3, "heads": (1, 2, 3, 6)},
+        "method": NARROW,
         "weights": str(saved(tmp_path, reference())),
         "optim": {"max_steps": 2, "batch_size": 2},
         "data": {"workers": 0},

@@ -127,7 +127,7 @@ class TextMatch(nn.Module):
     def _remember(self, tokens: Tensor) -> None:
         """Let a batch of tokens [B, L, E] count for those of a usual scan."""
         self.usual_batches += 1
-        self.usual.lerp_(tokens.float().mean(0), max(1 / float(self.usual_batches), USUAL))
+        self.usual.lerp_(tokens.float().mean(0), (1 / self.usual_batches).clamp_min(USUAL))
 
     def marked(self, tokens: Tensor) -> Tensor:
         """Tokens [B, L, E] projected and marked as an image's where the pre-training does so, else as they are."""
