@@ -7,21 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.model_kit import untrained
 from training_backend.cli import main
-from training_backend.data.phantoms import Phantom, thorax_ct
+from training_backend.data.phantoms import Phantom
 from training_backend.data.read import read_labels
 from training_backend.data.write import write_volume
-
-
-@pytest.fixture(scope="module")
-def phantom() -> Phantom:
-    return thorax_ct(3, (19, 34, 26))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return untrained(tmp_path_factory.mktemp("models") / "untrained")
 
 
 def test_strokes_are_learnt_kept_and_applied(
